@@ -1,0 +1,36 @@
+//! Raw compute on raw memory: the CPU code of every op, aligned and pooled buffers, counter-based randomness.
+//!
+//! This is the only crate with `unsafe` code. It knows slices and descriptors; shapes, devices and errors with operand
+//! names live one crate up, in `tensor`, which checks everything before it calls in here.
+
+pub mod buffer;
+pub mod element;
+pub mod math;
+pub mod ops;
+pub mod parallel;
+pub mod simd;
+
+pub use buffer::Buffer;
+pub use element::{DType, Element, Float};
+
+/// What a kernel does with its destination.
+///
+/// Every backward kernel takes one, so that gradients need neither a zero-fill nor a separate addition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accum {
+    /// The destination's contents are undefined; overwrite every element.
+    Replace,
+    /// Add to what is there.
+    Add,
+}
+
+impl Accum {
+    /// `value` under [`Accum::Replace`], `old + value` under [`Accum::Add`].
+    #[inline(always)]
+    pub fn put<T: Float>(self, dst: &mut T, value: T) {
+        match self {
+            Accum::Replace => *dst = value,
+            Accum::Add => *dst = *dst + value,
+        }
+    }
+}
