@@ -8,6 +8,7 @@ pub mod element;
 pub mod math;
 pub mod ops;
 pub mod parallel;
+pub mod philox;
 pub mod simd;
 
 pub use buffer::Buffer;
