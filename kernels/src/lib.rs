@@ -9,6 +9,7 @@ pub mod math;
 pub mod ops;
 pub mod parallel;
 pub mod philox;
+pub mod random;
 pub mod simd;
 
 pub use buffer::Buffer;

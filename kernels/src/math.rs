@@ -23,7 +23,7 @@ pub fn exp_f32(x: f32) -> f32 {
     p = p.mul_add(r, 8.333_452e-3);
     p = p.mul_add(r, 4.166_579_6e-2);
     p = p.mul_add(r, 1.666_666_5e-1);
-    p = p.mul_add(r, 5.000_000_1e-1);
+    p = p.mul_add(r, 0.5);
     let p = p.mul_add(r * r, r) + 1.0;
     // Two factors 2^(n/2), so that neither overflows or goes subnormal before the product does.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
@@ -73,9 +73,9 @@ pub fn tanh_f32(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3_f32;
     p = p.mul_add(z, 2.063_908_8e-2);
-    p = p.mul_add(z, -5.373_971_8e-2);
+    p = p.mul_add(z, -5.373_972e-2);
     p = p.mul_add(z, 1.333_144_2e-1);
-    p = p.mul_add(z, -3.333_328_2e-1);
+    p = p.mul_add(z, -3.333_328e-1);
     let small = (p * z).mul_add(x, x);
     let large = 1.0 - 2.0 / (exp_f32(2.0 * a) + 1.0);
     let large = if x < 0.0 { -large } else { large };

@@ -1,0 +1,14 @@
+//! Every differentiable op: forward on [`Var`](crate::Var)s, backward, and spec, one file an op.
+
+use crate::spec::OpSpec;
+
+/// Declares the ops' modules and the list that tests and benches iterate over, so that an op cannot exist outside it.
+macro_rules! ops {
+    ($($stem:ident),* $(,)?) => {
+        $(pub mod $stem;)*
+        /// The spec of every op.
+        pub const ALL: &[&dyn OpSpec] = &[$(&$stem::Spec),*];
+    };
+}
+
+ops! {}

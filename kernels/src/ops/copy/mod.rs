@@ -1,0 +1,5 @@
+//! Copies between memory layouts.
+
+mod cpu;
+
+pub use cpu::{accumulate, gather_strided};

@@ -1,0 +1,41 @@
+//! Elementwise functions of one operand.
+
+mod cpu;
+
+pub use cpu::{backward, derivative, forward, value};
+
+/// y = f(x).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unary {
+    /// x·σ(x).
+    Silu,
+    /// x·Φ(x), exact (Hendrycks & Gimpel, arXiv 1606.08415).
+    Gelu,
+    /// x·σ(1.702·x), OpenAI CLIP's approximation of GELU.
+    QuickGelu,
+    Exp,
+    Tanh,
+    Square,
+}
+
+impl Unary {
+    pub const ALL: [Unary; 6] = [
+        Unary::Silu,
+        Unary::Gelu,
+        Unary::QuickGelu,
+        Unary::Exp,
+        Unary::Tanh,
+        Unary::Square,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unary::Silu => "silu",
+            Unary::Gelu => "gelu",
+            Unary::QuickGelu => "quick_gelu",
+            Unary::Exp => "exp",
+            Unary::Tanh => "tanh",
+            Unary::Square => "square",
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The checks that ops make of their operands, each of which ends in an [`Error`] that shows all of them.
+
+use crate::{DType, Error, Operand, Result, Tensor};
+
+/// An op's name and operands, for its checks.
+pub struct Check<'a> {
+    op: &'static str,
+    operands: Vec<(&'static str, &'a Tensor)>,
+}
+
+impl<'a> Check<'a> {
+    pub fn new(op: &'static str, operands: &[(&'static str, &'a Tensor)]) -> Check<'a> {
+        Check {
+            op,
+            operands: operands.to_vec(),
+        }
+    }
+
+    /// Adds an operand that may be absent.
+    pub fn optional(mut self, name: &'static str, operand: Option<&'a Tensor>) -> Check<'a> {
+        self.operands.extend(operand.map(|t| (name, t)));
+        self
+    }
+
+    pub fn error(&self, reason: impl Into<String>) -> Error {
+        Error::new(
+            self.op,
+            reason,
+            self.operands
+                .iter()
+                .map(|(name, t)| Operand::new(name, t))
+                .collect(),
+        )
+    }
+
+    pub fn require(&self, holds: bool, reason: impl FnOnce() -> String) -> Result<()> {
+        if holds {
+            Ok(())
+        } else {
+            Err(self.error(reason()))
+        }
+    }
+
+    /// Requires `tensor` to have `rank` dimensions.
+    pub fn rank(&self, name: &str, tensor: &Tensor, rank: usize) -> Result<()> {
+        self.require(tensor.rank() == rank, || {
+            format!(
+                "{name} must have {rank} dimensions, it has {}",
+                tensor.rank()
+            )
+        })
+    }
+
+    /// Requires `tensor` to have exactly the shape `dims`.
+    pub fn shape(&self, name: &str, tensor: &Tensor, dims: &[usize]) -> Result<()> {
+        self.require(&*tensor.shape() == dims, || {
+            format!("{name} must be {dims:?}, it is {}", tensor.shape())
+        })
+    }
+
+    /// Requires all operands to share one dtype that kernels compute in, and returns it.
+    pub fn same_float(&self) -> Result<DType> {
+        let dtype = self.operands[0].1.dtype();
+        self.require(matches!(dtype, DType::F32 | DType::F64), || {
+            format!("cannot compute in {dtype} on the CPU")
+        })?;
+        let same = self.operands.iter().all(|(_, t)| t.dtype() == dtype);
+        self.require(same, || "operands must share one dtype".into())?;
+        self.same_device()?;
+        Ok(dtype)
+    }
+
+    pub fn same_device(&self) -> Result<()> {
+        let device = self.operands[0].1.device();
+        self.require(
+            self.operands.iter().all(|(_, t)| t.device() == device),
+            || "operands must be on one device".into(),
+        )
+    }
+}
+
+/// Runs a body with `$T` bound to the Rust type of a float dtype that [`Check::same_float`] returned.
+macro_rules! dispatch_float {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            _ => {
+                type $T = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use dispatch_float;
