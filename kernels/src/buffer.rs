@@ -158,7 +158,7 @@ mod tests {
     fn classes_hold_what_was_asked_and_waste_at_most_a_quarter() {
         for bytes in (0..5000).chain([1 << 20, (1 << 20) + 1, 12_345_678]) {
             let class = size_class(bytes);
-            assert!(class >= bytes && class % ALIGNMENT == 0);
+            assert!(class >= bytes && class.is_multiple_of(ALIGNMENT));
             assert!(bytes < 1024 || class * 4 <= bytes * 5, "{bytes} -> {class}");
         }
     }
