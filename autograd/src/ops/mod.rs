@@ -11,4 +11,6 @@ macro_rules! ops {
     };
 }
 
-ops! {}
+ops! {
+    unary,
+}

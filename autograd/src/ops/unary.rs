@@ -29,7 +29,11 @@ pub fn exp(t: &Tape, x: &Var) -> Result<Var> {
 /// `f(x)`, any shape.
 pub fn apply(t: &Tape, f: Unary, x: &Var) -> Result<Var> {
     let y = unary::forward(f, &x.tensor)?;
-    t.record(f.name(), &[x], y, || UnaryBackward { f, x: x.tensor.clone(), to: x.id })
+    t.record(f.name(), &[x], y, || UnaryBackward {
+        f,
+        x: x.tensor.clone(),
+        to: x.id,
+    })
 }
 
 /// Saves x: each derivative is a function of it.
@@ -42,7 +46,9 @@ struct UnaryBackward {
 impl Backward for UnaryBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
         let dy = upstream.single()?;
-        grads.sink(self.to, &self.x, |dx, accum| unary::backward(self.f, dx, accum, &dy, &self.x))
+        grads.sink(self.to, &self.x, |dx, accum| {
+            unary::backward(self.f, dx, accum, &dy, &self.x)
+        })
     }
 }
 
@@ -59,11 +65,17 @@ impl OpSpec for Spec {
 
     fn cases(&self) -> Vec<Case> {
         let shapes: [&[usize]; 3] = [&[1], &[3, 1, 7], &[5, 1031]];
-        Unary::ALL.into_iter().flat_map(|f| shapes.into_iter().map(move |shape| case(f, shape))).collect()
+        Unary::ALL
+            .into_iter()
+            .flat_map(|f| shapes.into_iter().map(move |shape| case(f, shape)))
+            .collect()
     }
 
     fn benches(&self) -> Vec<Case> {
-        vec![case(Unary::Silu, &[8, 32, 32, 128]), case(Unary::Gelu, &[4096, 1024])]
+        vec![
+            case(Unary::Silu, &[8, 32, 32, 128]),
+            case(Unary::Gelu, &[4096, 1024]),
+        ]
     }
 }
 
@@ -74,7 +86,10 @@ fn case(f: Unary, shape: &[usize]) -> Case {
         inputs: vec![Input::normal("x", shape)],
         run: Box::new(move |t, x| Ok(vec![apply(t, f, &x[0])?])),
         reference: Box::new(move |x: &[Array]| vec![x[0].map(|x| reference(f, x))]),
-        cost: Cost { flops: 4.0 * elements, elements: 2.0 * elements },
+        cost: Cost {
+            flops: 4.0 * elements,
+            elements: 2.0 * elements,
+        },
     }
 }
 
