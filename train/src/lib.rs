@@ -1,1 +1,5 @@
+//! Data, training, evaluation and the command line.
 
+#![forbid(unsafe_code)]
+
+pub mod data;
