@@ -5,7 +5,15 @@
 
 use tensor::Result;
 
-use crate::{Tape, Var};
+use crate::{StepState, Tape, Var};
+
+/// The counters that every case runs under, in training mode and outside any module: what the reference of an op that
+/// draws random numbers draws from too, by `Draw { step, first_sample, ..Draw::named(seed, "", 0) }`.
+pub const STEP: StepState = StepState {
+    seed: 7,
+    step: 3,
+    first_sample: 5,
+};
 
 /// One op's cases. No default methods: an op that leaves something out says so.
 pub trait OpSpec: Sync {

@@ -14,8 +14,11 @@ pub const ALIGNMENT: usize = 64;
 /// Exclusively owned memory, 64-byte aligned. Dropping it returns the memory to the pool.
 #[derive(Debug)]
 pub struct Buffer {
+    /// The first byte that is handed out: past the front guard, where there is one.
     memory: NonNull<u8>,
     bytes: usize,
+    /// Bytes of guard before and after: zero, or [`GUARD`] while [`set_guards`] was on.
+    guard: usize,
 }
 
 // SAFETY: a `Buffer` owns its memory exclusively and hands it out only by the usual borrowing rules.
@@ -27,7 +30,12 @@ impl Buffer {
     /// Memory with undefined (but initialised) contents: whatever its last owner left there, or the poison pattern
     /// where [`set_poison`] is on.
     pub fn uninit(bytes: usize) -> Buffer {
-        let class = size_class(bytes);
+        let guard = if GUARDS.load(Ordering::Relaxed) {
+            GUARD
+        } else {
+            0
+        };
+        let class = size_class(bytes + 2 * guard);
         let recycled = POOL
             .lock()
             .unwrap_or_else(|e| e.into_inner())
@@ -44,7 +52,20 @@ impl Buffer {
         };
         let live = LIVE.fetch_add(class as u64, Ordering::Relaxed) + class as u64;
         PEAK.fetch_max(live, Ordering::Relaxed);
-        let mut buffer = Buffer { memory, bytes };
+        // SAFETY: a class holds both guards and `bytes`, so the first byte after the front guard is inside.
+        let memory = unsafe { memory.add(guard) };
+        let mut buffer = Buffer {
+            memory,
+            bytes,
+            guard,
+        };
+        if guard > 0 {
+            buffer.guard_bands_mut().for_each(|band| {
+                for (i, byte) in band.iter_mut().enumerate() {
+                    *byte = CANARY[i % CANARY.len()];
+                }
+            });
+        }
         if POISON.load(Ordering::Relaxed) {
             // 0xFF bytes are NaN in every float type and −1 (an invalid index) in every integer type.
             buffer.as_bytes_mut().fill(0xFF);
@@ -77,17 +98,47 @@ impl Buffer {
         let whole = self.bytes / size_of::<T>() * size_of::<T>();
         bytemuck::cast_slice_mut(&mut self.as_bytes_mut()[..whole])
     }
+
+    /// The guards before and after the memory that was handed out.
+    fn guard_bands_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let (start, guard) = (self.memory.as_ptr(), self.guard);
+        // SAFETY: `uninit` reserved `guard` bytes on either side and initialised them; `&mut self` makes them ours.
+        let (front, back) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(start.sub(guard), guard),
+                std::slice::from_raw_parts_mut(start.add(self.bytes), guard),
+            )
+        };
+        [front, back].into_iter()
+    }
+
+    /// Writes one byte past the end where a guard follows, and nothing where none does: the planted bug that shows
+    /// that guards are looked at.
+    #[doc(hidden)]
+    pub fn overrun(&mut self) {
+        if let Some(byte) = self.guard_bands_mut().nth(1).and_then(<[u8]>::first_mut) {
+            *byte = !*byte;
+        }
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let class = size_class(self.bytes);
+        let whole = |band: &mut [u8]| {
+            let mut canary = CANARY.iter().cycle();
+            band.iter().all(|byte| Some(byte) == canary.next())
+        };
+        if !self.guard_bands_mut().all(whole) {
+            OVERRUNS.fetch_add(1, Ordering::Relaxed);
+        }
+        let class = size_class(self.bytes + 2 * self.guard);
         LIVE.fetch_sub(class as u64, Ordering::Relaxed);
         POOL.lock()
             .unwrap_or_else(|e| e.into_inner())
             .entry(class)
             .or_default()
-            .push(Recycled(self.memory));
+            // SAFETY: back to where the allocation starts, from which `uninit` had moved by `guard`.
+            .push(Recycled(unsafe { self.memory.sub(self.guard) }));
     }
 }
 
@@ -100,6 +151,14 @@ static FRESH: AtomicU64 = AtomicU64::new(0);
 static LIVE: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
 static POISON: AtomicBool = AtomicBool::new(false);
+static GUARDS: AtomicBool = AtomicBool::new(false);
+static OVERRUNS: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of guard on either side of a buffer; a multiple of [`ALIGNMENT`].
+const GUARD: usize = 2 * ALIGNMENT;
+/// What guards hold: NaN as f32 and as f64, so that reading past an end shows too, but not the NaN of [`set_poison`]
+/// nor the one that arithmetic makes, so that writing one shows.
+const CANARY: [u8; 4] = [0x5A, 0xA5, 0xFF, 0xFF];
 
 /// What the pool has done so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +198,16 @@ pub fn set_poison(on: bool) {
     POISON.store(on, Ordering::Relaxed);
 }
 
+/// Puts a guard before and after every new buffer, for [`overruns`] to count those that a kernel wrote to. For tests.
+pub fn set_guards(on: bool) {
+    GUARDS.store(on, Ordering::Relaxed);
+}
+
+/// Buffers dropped so far whose guards had been written to.
+pub fn overruns() -> u64 {
+    OVERRUNS.load(Ordering::Relaxed)
+}
+
 fn layout(class: usize) -> Layout {
     Layout::from_size_align(class, ALIGNMENT).expect("a size class fits in the address space")
 }
@@ -154,6 +223,9 @@ fn size_class(bytes: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// Held by tests that buffers of other tests would disturb.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     #[test]
     fn classes_hold_what_was_asked_and_waste_at_most_a_quarter() {
         for bytes in (0..5000).chain([1 << 20, (1 << 20) + 1, 12_345_678]) {
@@ -164,7 +236,23 @@ mod tests {
     }
 
     #[test]
+    fn a_write_past_the_end_is_counted_where_guards_are_on() {
+        let _alone = ALONE.lock();
+        set_guards(true);
+        let (mut guarded, intact) = (Buffer::uninit(1001), Buffer::uninit(1001));
+        set_guards(false);
+        assert_eq!(guarded.as_bytes().as_ptr() as usize % ALIGNMENT, 0);
+        let before = overruns();
+        drop(intact);
+        assert_eq!(overruns(), before);
+        guarded.overrun();
+        drop(guarded);
+        assert_eq!(overruns(), before + 1);
+    }
+
+    #[test]
     fn buffers_are_aligned_and_recycled() {
+        let _alone = ALONE.lock();
         let bytes = 3_333_333; // a size no other test uses
         let buffer = Buffer::uninit(bytes);
         assert_eq!(buffer.as_bytes().as_ptr() as usize % ALIGNMENT, 0);
