@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
+use crate::gemm::Registers;
 use crate::math;
 
 /// The type of a tensor's elements.
@@ -82,6 +83,7 @@ pub trait Float:
     + Div<Output = Self>
     + Neg<Output = Self>
     + std::iter::Sum
+    + Registers
 {
     const ZERO: Self;
     const ONE: Self;

@@ -5,12 +5,15 @@
 
 pub mod buffer;
 pub mod element;
+mod gemm;
 pub mod math;
 pub mod ops;
 pub mod parallel;
 pub mod philox;
 pub mod random;
 pub mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use buffer::Buffer;
 pub use element::{DType, Element, Float};

@@ -4,6 +4,9 @@
 
 use rayon::prelude::*;
 
+use crate::Element;
+use crate::buffer::{ALIGNMENT, Buffer};
+
 /// Below this many elements a loop runs on the calling thread: waking a worker costs more than it saves.
 pub const SERIAL_BELOW: usize = 16 * 1024;
 
@@ -79,5 +82,54 @@ impl<T> Disjoint<T> {
         );
         // SAFETY: in bounds by the assertion, disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+
+    /// Address of `start`, for parts that interleave within `start..start + len` and so cannot hold it as a slice.
+    ///
+    /// # Panics
+    /// If the range leaves the slice.
+    #[inline]
+    pub fn address(&self, start: usize, len: usize) -> *mut T {
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "range {start}+{len} leaves a slice of {}",
+            self.len
+        );
+        // SAFETY: in bounds by the assertion.
+        unsafe { self.data.add(start) }
+    }
+}
+
+/// Working memory for parts running in parallel: one piece per thread, taken from the pool once per operation.
+pub struct Scratch<T> {
+    // Held for its memory only; `pieces` points into it.
+    _memory: Buffer,
+    pieces: Disjoint<T>,
+    len: usize,
+}
+
+impl<T: Element> Scratch<T> {
+    /// `len` elements for each thread of the current pool.
+    pub fn new(len: usize) -> Self {
+        // Whole cache lines, so that threads do not share one.
+        let len = len.next_multiple_of(ALIGNMENT / size_of::<T>());
+        let mut memory = Buffer::uninit(rayon::current_num_threads() * len * size_of::<T>());
+        let pieces = Disjoint::new(memory.as_mut_slice());
+        Scratch {
+            _memory: memory,
+            pieces,
+            len,
+        }
+    }
+
+    /// Calls `f` with this thread's piece, whose contents are undefined.
+    ///
+    /// # Safety
+    /// `f` must not call rayon nor this function: another part would then run on this thread and take the same piece.
+    pub unsafe fn with<R>(&self, f: impl FnOnce(&mut [T]) -> R) -> R {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        // SAFETY: a thread runs one part at a time by this function's contract, and every thread has its own index;
+        // a thread outside the pool runs all parts alone.
+        f(unsafe { self.pieces.range(thread * self.len, self.len) })
     }
 }

@@ -1,10 +1,16 @@
-use super::Matmul;
-use crate::parallel;
-use crate::{Accum, Float, multiversion};
+use super::{Activation, Matmul};
+use crate::gemm::{self, Destination, K_BLOCK, Operand, Rhs};
+use crate::parallel::{self, Disjoint, Scratch};
+use crate::simd::{self, Level};
+use crate::{Accum, Buffer, Float, multiversion};
 
 /// Computes `c` [batch, m, n] from `a` and `b`, with `bias` [n] and `residual` [batch, m, n] where given.
 ///
-/// `pre` [batch, m, n] receives a·b + bias, for the activation's backward. [`Accum::Add`] adds the result to `c`.
+/// `pre` [batch, m, n] receives a·b + bias, for the activation's backward.
+///
+/// # Panics
+/// If a slice is too short for the descriptor, or if [`Accum::Add`] comes with an epilogue: what accumulates is a
+/// gradient, and gradients have none.
 #[allow(clippy::too_many_arguments)] // one argument per operand
 pub fn forward<T: Float>(
     d: &Matmul,
@@ -16,61 +22,362 @@ pub fn forward<T: Float>(
     bias: Option<&[T]>,
     residual: Option<&[T]>,
 ) {
-    let Matmul { m, n, k, .. } = *d;
-    let pre = pre.map(parallel::Disjoint::new);
-    let (a_row, a_k) = if d.transpose_a { (1, m) } else { (k, 1) };
-    let out = parallel::Disjoint::new(c);
-    parallel::for_each(d.batch * m, d.batch * m * n * k, |row| {
-        let (batch, i) = (row / m, row % m);
-        let a = &a[batch * d.a_stride + i * a_row..];
-        let b = &b[batch * d.b_stride..];
-        let mut sums = vec![T::ZERO; n];
-        row_product(&mut sums, a, a_k, b, k, d.transpose_b);
-        if let Some(bias) = bias {
-            for (s, &bias) in sums.iter_mut().zip(bias) {
-                *s = *s + bias;
+    let epilogue = Epilogue {
+        pre: pre.map(Disjoint::new),
+        bias,
+        activation: d.activation,
+        residual,
+    };
+    assert!(
+        accum == Accum::Replace || epilogue.is_empty(),
+        "matmul: accumulation has no epilogue"
+    );
+    let d = &merge_batch(d);
+    let level = simd::level();
+    let b = PreparedRhs::new(level, d, b);
+    let tiling = Tiling::new(d);
+    let staged = tiling.stages(d);
+    let scratch = Scratch::new(if staged {
+        K_BLOCK * (tiling.rows + STAGE_PADDING)
+    } else {
+        0
+    });
+    let c = Disjoint::new(c);
+    parallel::for_each(tiling.parts(d), d.batch * d.m * d.n * d.k, |part| {
+        let (batch, rows, columns) = tiling.part(d, part);
+        let a = &a[batch * d.a_stride..];
+        let a = match d.transpose_a {
+            false => Operand::AlongDepth {
+                data: a,
+                stride: d.k,
+            },
+            true => Operand::AcrossDepth {
+                data: a,
+                stride: d.m,
+            },
+        };
+        let start = (batch * d.m + rows.start) * d.n + columns.start;
+        let span = (rows.len() - 1) * d.n + columns.len();
+        let c = Destination {
+            data: c.address(start, span),
+            stride: d.n,
+        };
+        for depth in (0..d.k.max(1)).step_by(K_BLOCK) {
+            let k = (d.k - depth).min(K_BLOCK);
+            let accum = if depth == 0 { accum } else { Accum::Add };
+            let a = if k == 0 { a } else { a.at(rows.start, depth) };
+            let b = b.block(level, d, batch, columns.start, depth, k);
+            let product = |a: Operand<T>| {
+                // SAFETY: `c` is the part's own block of the output, checked by `address`.
+                unsafe { gemm::block(level, c, accum, a, b, rows.len(), columns.len(), k) }
+            };
+            if staged {
+                // SAFETY: `block` does not call rayon.
+                unsafe { scratch.with(|stage| product(stage_operand(stage, a, rows.len(), k))) };
+            } else {
+                product(a);
             }
         }
-        if let Some(pre) = &pre {
-            // SAFETY: every row belongs to one part.
-            unsafe { pre.range(row * n, n) }.copy_from_slice(&sums);
-        }
-        // SAFETY: every row belongs to one part.
-        let c = unsafe { out.range(row * n, n) };
-        for (j, (c, &s)) in c.iter_mut().zip(&sums).enumerate() {
-            let y = d.activation.apply(s);
-            accum.put(c, residual.map_or(y, |r| y + r[row * n + j]));
+        if !epilogue.is_empty() {
+            for i in 0..rows.len() {
+                // SAFETY: a row of the part's own block.
+                let row =
+                    unsafe { std::slice::from_raw_parts_mut(c.data.add(i * d.n), columns.len()) };
+                epilogue.apply(row, start + i * d.n, columns.start);
+            }
         }
     });
 }
 
-multiversion! {
-    fn row_product<T: Float>(sums: &mut [T], a: &[T], a_k: usize, b: &[T], k: usize, transpose_b: bool) {
-        let n = sums.len();
-        for p in 0..k {
-            let a = a[p * a_k];
-            if transpose_b {
-                for (j, s) in sums.iter_mut().enumerate() {
-                    *s = a.mul_add(b[j * k + p], *s);
-                }
+/// Matrices that share b and lie one after the other are one taller matrix.
+fn merge_batch(d: &Matmul) -> Matmul {
+    if d.b_stride == 0 && d.a_stride == d.m * d.k && !d.transpose_a {
+        Matmul {
+            batch: 1,
+            m: d.batch * d.m,
+            ..*d
+        }
+    } else {
+        *d
+    }
+}
+
+/// How the output is cut into parts: a function of the shape alone.
+struct Tiling {
+    rows: usize,
+    columns: usize,
+}
+
+impl Tiling {
+    /// Rows whose [`K_BLOCK`] depths take 128 KiB of f32, a small part of L2.
+    const ROWS: usize = 128;
+    /// Products below which a part is not worth its scheduling, some ten microseconds.
+    const PART: usize = 1 << 19;
+
+    fn new(d: &Matmul) -> Self {
+        let mut tiling = Tiling {
+            rows: d.m.min(Self::ROWS),
+            columns: d.n,
+        };
+        let wanted = (d.batch * d.m * d.n * d.k / Self::PART).min(16);
+        while tiling.parts(d) < wanted {
+            if tiling.columns > 128 && tiling.columns >= tiling.rows {
+                tiling.columns = (tiling.columns / 2).next_multiple_of(64);
+            } else if tiling.rows > 16 {
+                tiling.rows = (tiling.rows / 2).next_multiple_of(8);
             } else {
-                for (s, &b) in sums.iter_mut().zip(&b[p * n..][..n]) {
-                    *s = a.mul_add(b, *s);
-                }
+                break;
+            }
+        }
+        tiling
+    }
+
+    fn grid(&self, d: &Matmul) -> (usize, usize) {
+        (
+            d.m.div_ceil(self.rows.max(1)),
+            d.n.div_ceil(self.columns.max(1)),
+        )
+    }
+
+    fn parts(&self, d: &Matmul) -> usize {
+        let (rows, columns) = self.grid(d);
+        d.batch * rows * columns
+    }
+
+    fn part(
+        &self,
+        d: &Matmul,
+        part: usize,
+    ) -> (usize, std::ops::Range<usize>, std::ops::Range<usize>) {
+        let (rows, columns) = self.grid(d);
+        let (batch, part) = (part / (rows * columns), part % (rows * columns));
+        let (row, column) = (part / columns * self.rows, part % columns * self.columns);
+        (
+            batch,
+            row..(row + self.rows).min(d.m),
+            column..(column + self.columns).min(d.n),
+        )
+    }
+
+    /// Whether parts copy their rows of a together first, which pays where several panels read them again.
+    fn stages(&self, d: &Matmul) -> bool {
+        let stride = if d.transpose_a { d.m } else { d.k };
+        self.columns > 64 && stride > 256
+    }
+}
+
+/// Keeps the rows of a stage off the same cache sets.
+const STAGE_PADDING: usize = 16;
+
+/// Copies `rows` × `k` elements of `a` together, in the order they have.
+fn stage_operand<'a, T: Float>(
+    stage: &'a mut [T],
+    a: Operand<T>,
+    rows: usize,
+    k: usize,
+) -> Operand<'a, T> {
+    match a {
+        Operand::AlongDepth { data, stride } => {
+            copy_rows(stage, k + STAGE_PADDING, data, stride, rows, k);
+            Operand::AlongDepth {
+                data: stage,
+                stride: k + STAGE_PADDING,
+            }
+        }
+        Operand::AcrossDepth { data, stride } => {
+            copy_rows(stage, rows + STAGE_PADDING, data, stride, k, rows);
+            Operand::AcrossDepth {
+                data: stage,
+                stride: rows + STAGE_PADDING,
             }
         }
     }
 }
 
-/// out[j] = Σᵢ x[i, j] over the rows of `x` [rows, columns]: the gradient of a bias.
-pub fn column_sums<T: Float>(out: &mut [T], accum: Accum, x: &[T], columns: usize) {
-    let mut sums = vec![T::ZERO; columns];
-    for row in x.chunks_exact(columns) {
-        for (s, &x) in sums.iter_mut().zip(row) {
-            *s = *s + x;
+fn copy_rows<T: Float>(
+    to: &mut [T],
+    to_stride: usize,
+    from: &[T],
+    from_stride: usize,
+    rows: usize,
+    width: usize,
+) {
+    for (to, from) in to
+        .chunks_mut(to_stride)
+        .zip(from.chunks(from_stride))
+        .take(rows)
+    {
+        to[..width].copy_from_slice(&from[..width]);
+    }
+}
+
+/// The right operand as parts read it.
+enum PreparedRhs<'a, T> {
+    InPlace(&'a [T]),
+    /// All blocks of all matrices: block `depth` of matrix `i` at (i·k + depth) · padded n.
+    Packed(Buffer),
+}
+
+impl<'a, T: Float> PreparedRhs<'a, T> {
+    fn new(level: Level, d: &Matmul, b: &'a [T]) -> Self {
+        // Packing pays where several rows of tiles read b again, or where its rows lie far apart.
+        let few_rows = d.m <= 16 || d.n <= 64;
+        if !d.transpose_b && few_rows && d.n.is_multiple_of(gemm::lanes::<T>(level)) {
+            return PreparedRhs::InPlace(b);
+        }
+        let width = gemm::panel_width::<T>(level);
+        let padded = d.n.next_multiple_of(width);
+        let matrices = if d.b_stride == 0 { 1 } else { d.batch };
+        let mut buffer = Buffer::uninit(matrices * d.k * padded * size_of::<T>());
+        let packed = Disjoint::new(buffer.as_mut_slice::<T>());
+        let (blocks, panels) = (d.k.div_ceil(K_BLOCK), padded / width);
+        parallel::for_each(
+            matrices * blocks * panels,
+            matrices * d.k * padded,
+            |part| {
+                let (matrix, block, panel) = (
+                    part / panels / blocks,
+                    part / panels % blocks,
+                    part % panels,
+                );
+                let (depth, column) = (block * K_BLOCK, panel * width);
+                let k = (d.k - depth).min(K_BLOCK);
+                let b = &b[matrix * d.b_stride..];
+                let b = match d.transpose_b {
+                    false => Operand::AcrossDepth {
+                        data: b,
+                        stride: d.n,
+                    },
+                    true => Operand::AlongDepth {
+                        data: b,
+                        stride: d.k,
+                    },
+                };
+                // SAFETY: every panel belongs to one part.
+                let packed = unsafe {
+                    packed.range((matrix * d.k + depth) * padded + column * k, width * k)
+                };
+                gemm::pack(
+                    level,
+                    packed,
+                    b.at(column, depth),
+                    (d.n - column).min(width),
+                    k,
+                );
+            },
+        );
+        PreparedRhs::Packed(buffer)
+    }
+
+    /// `k` depths from `depth` on, of the columns from `column` on.
+    fn block(
+        &self,
+        level: Level,
+        d: &Matmul,
+        matrix: usize,
+        column: usize,
+        depth: usize,
+        k: usize,
+    ) -> Rhs<'_, T> {
+        match self {
+            PreparedRhs::InPlace(b) => {
+                let start = matrix * d.b_stride + depth * d.n + column;
+                Rhs::in_place(level, &b[start.min(b.len())..], d.n)
+            }
+            PreparedRhs::Packed(buffer) => {
+                let padded = d.n.next_multiple_of(gemm::panel_width::<T>(level));
+                let matrix = if d.b_stride == 0 { 0 } else { matrix };
+                let start = (matrix * d.k + depth) * padded + column * k;
+                Rhs::packed(level, &buffer.as_slice()[start..], k)
+            }
         }
     }
-    for (out, s) in out.iter_mut().zip(sums) {
-        accum.put(out, s);
+}
+
+/// What happens to a row of sums once it is complete and still in cache.
+struct Epilogue<'a, T> {
+    pre: Option<Disjoint<T>>,
+    bias: Option<&'a [T]>,
+    activation: Activation,
+    residual: Option<&'a [T]>,
+}
+
+impl<T: Float> Epilogue<'_, T> {
+    fn is_empty(&self) -> bool {
+        self.pre.is_none()
+            && self.bias.is_none()
+            && self.activation == Activation::None
+            && self.residual.is_none()
+    }
+
+    /// Completes part of a row: `start` is its place in the output, `column` its first column.
+    fn apply(&self, row: &mut [T], start: usize, column: usize) {
+        if let Some(bias) = self.bias {
+            add(row, &bias[column..]);
+        }
+        if let Some(pre) = &self.pre {
+            // SAFETY: the same range as `row`, which belongs to one part.
+            unsafe { pre.range(start, row.len()) }.copy_from_slice(row);
+        }
+        activate(row, self.activation);
+        if let Some(residual) = self.residual {
+            add(row, &residual[start..]);
+        }
+    }
+}
+
+multiversion! {
+    fn add<T: Float>(row: &mut [T], other: &[T]) {
+        for (x, &y) in row.iter_mut().zip(other) {
+            *x = *x + y;
+        }
+    }
+}
+
+multiversion! {
+    fn activate<T: Float>(row: &mut [T], activation: Activation) {
+        // One loop per function: a match inside would keep them from vectorising.
+        match activation {
+            Activation::None => {}
+            Activation::Gelu => row.iter_mut().for_each(|x| *x = Activation::Gelu.apply(*x)),
+            Activation::QuickGelu => row.iter_mut().for_each(|x| *x = Activation::QuickGelu.apply(*x)),
+            Activation::Silu => row.iter_mut().for_each(|x| *x = Activation::Silu.apply(*x)),
+        }
+    }
+}
+
+/// out[j] (= or +=) Σᵢ x[i, j] over the rows of `x` [rows, columns]: the gradient of a bias.
+///
+/// Rows are summed in order within fixed blocks, and the blocks in order.
+pub fn column_sums<T: Float>(out: &mut [T], accum: Accum, x: &[T], columns: usize) {
+    const ROWS: usize = 256;
+    if columns == 0 {
+        return;
+    }
+    let blocks = (x.len() / columns).div_ceil(ROWS);
+    let mut partial = Buffer::uninit(blocks * columns * size_of::<T>());
+    let parts = Disjoint::new(partial.as_mut_slice::<T>());
+    parallel::for_each(blocks, x.len(), |block| {
+        let end = ((block + 1) * ROWS * columns).min(x.len());
+        // SAFETY: every block has its own sums.
+        let sums = unsafe { parts.range(block * columns, columns) };
+        sums.fill(T::ZERO);
+        add_rows(sums, &x[block * ROWS * columns..end]);
+    });
+    let partial = partial.as_mut_slice::<T>();
+    let (first, rest) = partial.split_at_mut(columns.min(partial.len()));
+    add_rows(first, rest);
+    for (j, out) in out.iter_mut().enumerate() {
+        accum.put(out, first.get(j).copied().unwrap_or(T::ZERO));
+    }
+}
+
+multiversion! {
+    fn add_rows<T: Float>(sums: &mut [T], rows: &[T]) {
+        for row in rows.chunks_exact(sums.len().max(1)) {
+            for (sum, &x) in sums.iter_mut().zip(row) {
+                *sum = *sum + x;
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Batched matrix product with transposed operands and a fused epilogue, and the column sums that bias gradients need.
 
 mod cpu;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{column_sums, forward};
 
