@@ -12,5 +12,10 @@ macro_rules! ops {
 }
 
 ops! {
+    attention,
+    conv2d,
+    group_norm,
+    layer_norm,
+    matmul,
     unary,
 }
