@@ -1,5 +1,13 @@
 //! Data, training, evaluation and the command line.
-
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
+pub mod config;
 pub mod data;
+mod error;
+pub mod files;
+pub mod interrupt;
+pub mod metrics;
+pub mod schedule;
+
+pub use error::{Error, Result};
