@@ -16,8 +16,19 @@ pub fn chunks_mut<T: Send>(
     chunk: usize,
     f: impl Fn(usize, &mut [T]) + Sync + Send,
 ) {
+    let work = data.len();
+    chunks_mut_of(data, chunk, work, f)
+}
+
+/// [`chunks_mut`] where the parts touch `work` elements that are not `data`'s.
+pub fn chunks_mut_of<T: Send>(
+    data: &mut [T],
+    chunk: usize,
+    work: usize,
+    f: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
     let chunk = chunk.max(1);
-    if data.len() <= SERIAL_BELOW || data.len() <= chunk {
+    if work <= SERIAL_BELOW || data.len() <= chunk {
         data.chunks_mut(chunk)
             .enumerate()
             .for_each(|(i, c)| f(i, c));
@@ -46,6 +57,25 @@ pub fn map<R: Send>(n: usize, work: usize, f: impl Fn(usize) -> R + Sync + Send)
     } else {
         (0..n).into_par_iter().map(f).collect()
     }
+}
+
+/// Calls `f(row, start, part)` for parts of at most `part` elements of every row of `row` elements; `start` counts from
+/// the beginning of the row. Short rows share a task.
+pub fn row_parts<T: Send>(
+    data: &mut [T],
+    row: usize,
+    part: usize,
+    f: impl Fn(usize, usize, &mut [T]) + Sync + Send,
+) {
+    if row == 0 {
+        return;
+    }
+    let rows = (part / row).max(1);
+    chunks_mut(data, rows * row, |i, data| {
+        for (r, data) in data.chunks_mut(row).enumerate() {
+            chunks_mut(data, part, |p, data| f(i * rows + r, p * part, data));
+        }
+    });
 }
 
 /// A pointer that parts running in parallel write disjoint ranges through.

@@ -130,23 +130,9 @@ fn fill<T: Float>(
     per_sample: usize,
     leaf: impl Fn(&mut [T], Draw, u32, u32) + Sync + Send,
 ) {
-    if per_sample == 0 {
-        return;
-    }
-    if per_sample >= PART {
-        for (sample, out) in out.chunks_mut(per_sample).enumerate() {
-            parallel::chunks_mut(out, PART, |part, out| {
-                leaf(out, *draw, sample as u32, (part * PART / 4) as u32)
-            });
-        }
-    } else {
-        let samples = PART / per_sample;
-        parallel::chunks_mut(out, samples * per_sample, |part, out| {
-            for (i, out) in out.chunks_mut(per_sample).enumerate() {
-                leaf(out, *draw, (part * samples + i) as u32, 0);
-            }
-        });
-    }
+    parallel::row_parts(out, per_sample, PART, |sample, start, out| {
+        leaf(out, *draw, sample as u32, (start / 4) as u32)
+    });
 }
 
 multiversion! {

@@ -1,6 +1,6 @@
 //! The checks that ops make of their operands, each of which ends in an [`Error`] that shows all of them.
 
-use crate::{Accum, DType, Error, Operand, Result, Tensor};
+use crate::{DType, Error, Operand, Result, Tensor};
 
 /// An op's name and operands, for its checks.
 pub struct Check<'a> {
@@ -58,14 +58,43 @@ impl<'a> Check<'a> {
         })
     }
 
+    /// Requires `tensor` to hold `dtype`.
+    pub fn dtype(&self, name: &str, tensor: &Tensor, dtype: DType) -> Result<()> {
+        self.require(tensor.dtype() == dtype, || {
+            format!("{name} must be {dtype}, it is {}", tensor.dtype())
+        })
+    }
+
+    /// Requires every element of an i32 `tensor` to be in `0..below`.
+    pub fn index(&self, name: &str, tensor: &Tensor, below: usize) -> Result<()> {
+        self.dtype(name, tensor, DType::I32)?;
+        let values = tensor.contiguous();
+        let wrong = values
+            .as_slice::<i32>()?
+            .iter()
+            .find(|&&v| v < 0 || v as usize >= below);
+        self.require(wrong.is_none(), || {
+            format!(
+                "{name} holds {}, which is outside 0..{below}",
+                wrong.copied().unwrap_or_default()
+            )
+        })
+    }
+
     /// Requires all operands to share one dtype that kernels compute in, and returns it.
     pub fn same_float(&self) -> Result<DType> {
-        let dtype = self.operands[0].1.dtype();
+        let all: Vec<&Tensor> = self.operands.iter().map(|&(_, t)| t).collect();
+        self.floats(&all)
+    }
+
+    /// Requires these operands to share one dtype that kernels compute in, and all operands to share a device.
+    pub fn floats(&self, tensors: &[&Tensor]) -> Result<DType> {
+        let dtype = tensors[0].dtype();
         self.require(matches!(dtype, DType::F32 | DType::F64), || {
             format!("cannot compute in {dtype} on the CPU")
         })?;
-        let same = self.operands.iter().all(|(_, t)| t.dtype() == dtype);
-        self.require(same, || "operands must share one dtype".into())?;
+        let same = tensors.iter().all(|t| t.dtype() == dtype);
+        self.require(same, || "float operands must share one dtype".into())?;
         self.same_device()?;
         Ok(dtype)
     }
@@ -95,19 +124,3 @@ macro_rules! dispatch_float {
     };
 }
 pub(crate) use dispatch_float;
-
-/// Where a kernel that makes several gradients puts one of them, if anywhere.
-pub(crate) type Destination<'a, T> = Option<(&'a mut [T], Accum)>;
-
-/// The destinations of a kernel that makes several gradients.
-pub(crate) fn slices_mut<T: crate::Float, const N: usize>(
-    gradients: &mut [Option<(Tensor, Accum)>; N],
-) -> Result<[Destination<'_, T>; N]> {
-    let mut slices = [const { None }; N];
-    for (slice, gradient) in slices.iter_mut().zip(gradients) {
-        if let Some((tensor, accum)) = gradient {
-            *slice = Some((tensor.as_mut_slice()?, *accum));
-        }
-    }
-    Ok(slices)
-}

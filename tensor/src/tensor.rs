@@ -47,6 +47,18 @@ impl Tensor {
         tensor
     }
 
+    /// The same shape, dtype and device over a single element of storage with undefined contents.
+    ///
+    /// Stands for a tensor where only its form is needed, so that a backward pass need not keep the tensor alive.
+    pub fn outline(&self) -> Tensor {
+        let strides = Shape::new(&[0; crate::MAX_RANK][..self.rank()]);
+        Tensor {
+            strides,
+            shape: self.shape,
+            ..Tensor::uninit([1], self.dtype, self.device)
+        }
+    }
+
     /// Every element `value`, converted to `dtype`.
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType, device: Device) -> Tensor {
         let shape = shape.into();
