@@ -205,11 +205,6 @@ impl Tape {
         self.recording
     }
 
-    /// Whether an op on `operands` is recorded: what only its backward pass reads is not made otherwise.
-    pub fn needs_gradient(&self, operands: &[&Var]) -> bool {
-        self.recording && operands.iter().any(|o| o.id.is_some())
-    }
-
     pub fn step(&self) -> StepState {
         self.step
     }
@@ -275,7 +270,7 @@ impl Tape {
         if self.check_finite {
             self.require_finite(op, operands, &outputs)?;
         }
-        if !self.needs_gradient(operands) {
+        if !self.recording || operands.iter().all(|o| o.id.is_none()) {
             return Ok(outputs
                 .into_iter()
                 .map(|tensor| Var { tensor, id: None })

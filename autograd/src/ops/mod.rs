@@ -12,10 +12,17 @@ macro_rules! ops {
 }
 
 ops! {
-    attention,
-    conv2d,
-    group_norm,
-    layer_norm,
-    matmul,
+    avg_pool2,
+    concat,
+    cross_entropy,
+    embedding,
+    gather_rows,
+    l2_normalize,
+    mse,
+    nearest_up2,
+    select_rows,
+    softmax,
+    split,
+    timestep_embedding,
     unary,
 }

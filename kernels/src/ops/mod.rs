@@ -1,9 +1,21 @@
 //! One folder per op: descriptor and contract in `mod.rs`, CPU code in `cpu.rs`.
 
 pub mod attention;
+pub mod avg_pool2;
+pub mod concat;
 pub mod conv2d;
 pub mod copy;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod gather_rows;
 pub mod group_norm;
+pub mod l2_normalize;
 pub mod layer_norm;
 pub mod matmul;
+pub mod mse;
+pub mod nearest_up2;
+pub mod select_rows;
+pub mod softmax;
+pub mod split;
+pub mod timestep_embedding;
 pub mod unary;

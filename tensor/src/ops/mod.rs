@@ -1,11 +1,18 @@
 //! Checks, allocation and dispatch of every op, one file an op.
 
-pub mod attention;
-pub mod conv2d;
+pub mod avg_pool2;
+pub mod concat;
 pub mod copy;
+pub mod cross_entropy;
+pub mod embedding;
 pub mod fill;
-pub mod group_norm;
-pub mod layer_norm;
-pub mod matmul;
+pub mod gather_rows;
+pub mod l2_normalize;
+pub mod mse;
+pub mod nearest_up2;
 pub mod random;
+pub mod select_rows;
+pub mod softmax;
+pub mod split;
+pub mod timestep_embedding;
 pub mod unary;

@@ -1,0 +1,5 @@
+//! Sums over 2×2 blocks: the forward pass of average pooling, and the backward pass of nearest upsampling.
+
+mod cpu;
+
+pub use cpu::sum_blocks;

@@ -1,0 +1,53 @@
+//! Concatenation on the CPU.
+
+use crate::{Accum, Float, multiversion, parallel};
+
+const PART: usize = 16 * 1024;
+
+/// Row `i` of `dst` `(+)=` row `i` of every part, one after the other.
+///
+/// A part is its width and its rows; `None` stands for zeros.
+///
+/// # Panics
+/// If a part holds fewer rows than `dst`.
+pub fn join<T: Float>(dst: &mut [T], accum: Accum, parts: &[(usize, Option<&[T]>)]) {
+    let row: usize = parts.iter().map(|&(width, _)| width).sum();
+    parallel::chunks_mut(dst, PART, |i, dst| {
+        join_leaf(dst, accum, parts, row, i * PART)
+    });
+}
+
+multiversion! {
+    /// Writes `dst`, which begins `at` elements into the whole.
+    fn join_leaf<T: Float>(dst: &mut [T], accum: Accum, parts: &[(usize, Option<&[T]>)], row: usize, at: usize) {
+        let mut dst = dst;
+        let (mut outer, mut column) = (at / row, at % row);
+        while !dst.is_empty() {
+            let mut start = 0;
+            for &(width, src) in parts {
+                if column < start + width {
+                    let inside = column - start;
+                    let run = (width - inside).min(dst.len());
+                    let (head, tail) = std::mem::take(&mut dst).split_at_mut(run);
+                    match (src, accum) {
+                        (Some(src), Accum::Replace) => {
+                            head.copy_from_slice(&src[outer * width + inside..][..run])
+                        }
+                        (Some(src), Accum::Add) => {
+                            for (d, &s) in head.iter_mut().zip(&src[outer * width + inside..][..run]) {
+                                *d = *d + s;
+                            }
+                        }
+                        (None, Accum::Replace) => head.fill(T::ZERO),
+                        (None, Accum::Add) => {}
+                    }
+                    column += run;
+                    dst = tail;
+                }
+                start += width;
+            }
+            outer += 1;
+            column = 0;
+        }
+    }
+}

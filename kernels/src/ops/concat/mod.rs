@@ -1,0 +1,5 @@
+//! Interleaving of row blocks: the forward pass of concatenation, and the backward pass of a split.
+
+mod cpu;
+
+pub use cpu::join;

@@ -1,0 +1,5 @@
+//! One row of each sample.
+
+mod cpu;
+
+pub use cpu::{backward, forward};

@@ -1,0 +1,5 @@
+//! Rows scaled to unit length.
+
+mod cpu;
+
+pub use cpu::{backward, forward};

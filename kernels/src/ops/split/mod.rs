@@ -1,0 +1,5 @@
+//! A block of every row: a part of a split, and the backward pass of concatenation.
+
+mod cpu;
+
+pub use cpu::narrow;
