@@ -1,1 +1,6 @@
-fn main() {}
+//! The `unclip` program.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    train::cli::main()
+}

@@ -1,0 +1,49 @@
+//! The command line: one file per command, one sentence per error.
+//!
+//! Exit codes: 0 done, 1 failed, 2 not understood, 128 + signal stopped by a signal with everything saved.
+
+mod data;
+mod doctor;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::Result;
+
+/// Train and run DALL·E 2 (unCLIP): text → CLIP → prior → decoder → upsampler → picture.
+#[derive(Parser)]
+#[command(name = "unclip", version, propagate_version = true)]
+struct Arguments {
+    /// Where to compute.
+    #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu")]
+    device: tensor::Device,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(subcommand)]
+    Data(data::Command),
+    Doctor(doctor::Doctor),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(Arguments { device, command }: Arguments) -> Result<()> {
+    match command {
+        Command::Data(command) => command.run(),
+        Command::Doctor(doctor) => doctor.run(device),
+    }
+}
