@@ -205,6 +205,11 @@ impl Tape {
         self.recording
     }
 
+    /// Whether an op on `operands` is recorded: what only its backward pass reads is not made otherwise.
+    pub fn needs_gradient(&self, operands: &[&Var]) -> bool {
+        self.recording && operands.iter().any(|o| o.id.is_some())
+    }
+
     pub fn step(&self) -> StepState {
         self.step
     }
@@ -270,7 +275,7 @@ impl Tape {
         if self.check_finite {
             self.require_finite(op, operands, &outputs)?;
         }
-        if !self.recording || operands.iter().all(|o| o.id.is_none()) {
+        if !self.needs_gradient(operands) {
             return Ok(outputs
                 .into_iter()
                 .map(|tensor| Var { tensor, id: None })

@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use kernels::ops::conv2d::{self, Conv2d};
 use kernels::ops::matmul::{self, Activation, Matmul};
 use kernels::{Accum, multiversion};
 
@@ -110,6 +111,44 @@ fn main() {
         );
         bench.run(&name, 2.0 * (m * n * k) as f64, || {
             matmul::forward(&d, &mut c, Accum::Replace, None, &a, &b, None, None)
+        });
+    }
+    for (n, size, c_in, c_out, stride) in [
+        (8, 32, 128, 128, 1),
+        (64, 16, 64, 64, 1),
+        (64, 8, 128, 128, 1),
+        (32, 64, 32, 32, 1),
+        (32, 64, 6, 32, 1),
+        (32, 64, 3, 32, 1),
+        (32, 64, 32, 6, 1),
+        (64, 16, 64, 64, 2),
+    ] {
+        let d = Conv2d {
+            n,
+            h: size,
+            w: size,
+            c_in,
+            c_out,
+            kernel_h: 3,
+            kernel_w: 3,
+            stride,
+            padding: 1,
+        };
+        let x = values(n * size * size * c_in, 1);
+        let weight = values(9 * c_in * c_out, 2);
+        let mut y = values(n * d.out_h() * d.out_w() * c_out, 3);
+        let dy = y.clone();
+        let (mut dx, mut dw) = (x.clone(), weight.clone());
+        let flops = 2.0 * (y.len() * 9 * c_in) as f64;
+        let name = |pass: &str| format!("conv {n}×{size}²×{c_in}→{c_out} /{stride} {pass}");
+        bench.run(&name("forward"), flops, || {
+            conv2d::forward(&d, &mut y, &x, &weight, None, None)
+        });
+        bench.run(&name("backward input"), flops, || {
+            conv2d::backward_input(&d, &mut dx, Accum::Replace, &dy, &weight)
+        });
+        bench.run(&name("backward weight"), flops, || {
+            conv2d::backward_weight(&d, &mut dw, Accum::Replace, &dy, &x)
         });
     }
     peak_now();

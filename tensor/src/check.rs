@@ -1,6 +1,6 @@
 //! The checks that ops make of their operands, each of which ends in an [`Error`] that shows all of them.
 
-use crate::{DType, Error, Operand, Result, Tensor};
+use crate::{Accum, DType, Error, Operand, Result, Tensor};
 
 /// An op's name and operands, for its checks.
 pub struct Check<'a> {
@@ -124,3 +124,19 @@ macro_rules! dispatch_float {
     };
 }
 pub(crate) use dispatch_float;
+
+/// Where a kernel that makes several gradients puts one of them, if anywhere.
+pub(crate) type Destination<'a, T> = Option<(&'a mut [T], Accum)>;
+
+/// The destinations of a kernel that makes several gradients.
+pub(crate) fn slices_mut<T: crate::Float, const N: usize>(
+    gradients: &mut [Option<(Tensor, Accum)>; N],
+) -> Result<[Destination<'_, T>; N]> {
+    let mut slices = [const { None }; N];
+    for (slice, gradient) in slices.iter_mut().zip(gradients) {
+        if let Some((tensor, accum)) = gradient {
+            *slice = Some((tensor.as_mut_slice()?, *accum));
+        }
+    }
+    Ok(slices)
+}

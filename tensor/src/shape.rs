@@ -48,6 +48,14 @@ impl Shape {
         self.dims().last().copied().unwrap_or(1)
     }
 
+    /// The shape with more dimensions inside.
+    ///
+    /// # Panics
+    /// As [`Shape::new`].
+    pub fn appended(&self, inner: &[usize]) -> Shape {
+        Shape::new(&[self.dims(), inner].concat())
+    }
+
     /// Row-major strides, in elements.
     pub fn strides(&self) -> Shape {
         let mut strides = *self;

@@ -12,12 +12,17 @@ macro_rules! ops {
 }
 
 ops! {
+    attention,
     avg_pool2,
     concat,
+    conv2d,
     cross_entropy,
     embedding,
     gather_rows,
+    group_norm,
     l2_normalize,
+    layer_norm,
+    matmul,
     mse,
     nearest_up2,
     select_rows,

@@ -93,7 +93,7 @@ fn case(f: Unary, shape: &[usize]) -> Case {
     }
 }
 
-fn reference(f: Unary, x: f64) -> f64 {
+pub(super) fn reference(f: Unary, x: f64) -> f64 {
     match f {
         Unary::Silu => x / (1.0 + (-x).exp()),
         Unary::Gelu => 0.5 * x * (1.0 + kernels::math::erf_f64(x / 2f64.sqrt())),

@@ -8,8 +8,11 @@
 
 mod vector;
 
+use std::marker::PhantomData;
+
+use crate::parallel::{self, Disjoint};
 use crate::simd::Level;
-use crate::{Accum, Float, multiversion};
+use crate::{Accum, Buffer, Float, multiversion};
 pub use vector::Registers;
 use vector::{TRANSPOSE, Vector};
 
@@ -54,16 +57,6 @@ pub struct Rhs<'a, T> {
 }
 
 impl<'a, T: Float> Rhs<'a, T> {
-    /// What [`pack`] wrote for one block of `k` depths.
-    pub fn packed(level: Level, data: &'a [T], k: usize) -> Self {
-        let width = panel_width::<T>(level);
-        Rhs {
-            data,
-            panel: width * k,
-            step: width,
-        }
-    }
-
     /// Rows of `stride` elements, read in place. The block's columns must be a multiple of [`lanes`], or the rows
     /// padded to one.
     pub fn in_place(level: Level, data: &'a [T], stride: usize) -> Self {
@@ -98,9 +91,9 @@ pub fn panel_width<T: Float>(level: Level) -> usize {
     2 * lanes::<T>(level)
 }
 
-/// Elements that [`pack`] writes for `k` depths of `columns` columns.
-pub fn packed_len<T: Float>(level: Level, k: usize, columns: usize) -> usize {
-    k * columns.next_multiple_of(panel_width::<T>(level))
+/// The work of `products` multiply-adds, in the elements that [`parallel`] counts in.
+pub fn work(products: usize) -> usize {
+    products / 16
 }
 
 /// c (= or +=) a·b for `rows` × `columns` elements over `k` ≤ [`K_BLOCK`] depths.
@@ -323,20 +316,86 @@ unsafe fn put<V: Vector, const M: usize, const N: usize>(
     }
 }
 
-/// Packs `columns` columns of `k` depths into panels, the last one padded with zeros.
-pub fn pack<T: Float>(level: Level, packed: &mut [T], b: Operand<T>, columns: usize, k: usize) {
-    let width = panel_width::<T>(level);
-    let panels = packed[..packed_len::<T>(level, k, columns)].chunks_exact_mut(width * k.max(1));
-    for (panel, packed) in panels.enumerate() {
-        let filled = (columns - panel * width).min(width);
-        match b.at(panel * width, 0) {
-            Operand::AlongDepth { data, stride } => {
-                transpose_panel(level, packed, data, stride, width, filled)
-            }
-            Operand::AcrossDepth { data, stride } => {
-                copy_panel(packed, data, stride, width, filled)
-            }
+/// All panels of one or several matrices [k, n], packed once per operation and read by all its parts.
+///
+/// The block of depths that begins at `depth` of matrix `i` lies at (i·k + depth) · padded n, its panels one after the
+/// other.
+pub struct PackedRhs<T> {
+    memory: Buffer,
+    level: Level,
+    padded: usize,
+    k: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Float> PackedRhs<T> {
+    /// Calls `pack(panel, matrix, column, depth, k)` in parallel for every panel of every block.
+    pub fn new(
+        level: Level,
+        matrices: usize,
+        n: usize,
+        k: usize,
+        pack: impl Fn(&mut [T], usize, usize, usize, usize) + Sync + Send,
+    ) -> Self {
+        let width = panel_width::<T>(level);
+        let padded = n.next_multiple_of(width);
+        let mut memory = Buffer::uninit(matrices * k * padded * size_of::<T>());
+        let packed = Disjoint::new(memory.as_mut_slice::<T>());
+        let (blocks, panels) = (k.div_ceil(K_BLOCK), padded / width);
+        let parts = matrices * blocks * panels;
+        parallel::for_each(parts, matrices * k * padded, |part| {
+            let (matrix, block, panel) = (
+                part / panels / blocks,
+                part / panels % blocks,
+                part % panels,
+            );
+            let (depth, column) = (block * K_BLOCK, panel * width);
+            let depths = (k - depth).min(K_BLOCK);
+            // SAFETY: every panel belongs to one part.
+            let panel = unsafe {
+                packed.range(
+                    (matrix * k + depth) * padded + column * depths,
+                    width * depths,
+                )
+            };
+            pack(panel, matrix, column, depth, depths);
+        });
+        PackedRhs {
+            memory,
+            level,
+            padded,
+            k,
+            element: PhantomData,
         }
+    }
+
+    /// The level that the panels were packed for.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The block of `k` depths that begins at `depth`, from `column` (the first of a panel) on.
+    pub fn block(&self, matrix: usize, column: usize, depth: usize, k: usize) -> Rhs<'_, T> {
+        let width = panel_width::<T>(self.level);
+        let start = (matrix * self.k + depth) * self.padded + column * k;
+        Rhs {
+            data: &self.memory.as_slice()[start..],
+            panel: width * k,
+            step: width,
+        }
+    }
+}
+
+/// Packs one panel: `k` depths of the first `columns` columns of `b` (at most a panel's width), padded with zeros.
+pub fn pack<T: Float>(level: Level, panel: &mut [T], b: Operand<T>, columns: usize, k: usize) {
+    let width = panel_width::<T>(level);
+    let panel = &mut panel[..width * k];
+    let columns = columns.min(width);
+    match b {
+        Operand::AlongDepth { data, stride } => {
+            transpose_panel(level, panel, data, stride, width, columns)
+        }
+        Operand::AcrossDepth { data, stride } => copy_panel(panel, data, stride, width, columns),
     }
 }
 

@@ -1,13 +1,18 @@
 //! Checks, allocation and dispatch of every op, one file an op.
 
+pub mod attention;
 pub mod avg_pool2;
 pub mod concat;
+pub mod conv2d;
 pub mod copy;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod fill;
 pub mod gather_rows;
+pub mod group_norm;
 pub mod l2_normalize;
+pub mod layer_norm;
+pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
 pub mod random;

@@ -1,6 +1,8 @@
 //! Two-dimensional convolution of NHWC images with weights [out, kernel_h, kernel_w, in], and its gradients.
 
 mod cpu;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{backward_input, backward_weight, forward};
 

@@ -1,5 +1,6 @@
-use super::{Activation, Matmul};
-use crate::gemm::{self, Destination, K_BLOCK, Operand, Rhs};
+use super::Matmul;
+use super::epilogue::Epilogue;
+use crate::gemm::{self, Destination, K_BLOCK, Operand, PackedRhs, Rhs, work};
 use crate::parallel::{self, Disjoint, Scratch};
 use crate::simd::{self, Level};
 use crate::{Accum, Buffer, Float, multiversion};
@@ -43,7 +44,7 @@ pub fn forward<T: Float>(
         0
     });
     let c = Disjoint::new(c);
-    parallel::for_each(tiling.parts(d), d.batch * d.m * d.n * d.k, |part| {
+    parallel::for_each(tiling.parts(d), work(d.batch * d.m * d.n * d.k), |part| {
         let (batch, rows, columns) = tiling.part(d, part);
         let a = &a[batch * d.a_stride..];
         let a = match d.transpose_a {
@@ -78,14 +79,8 @@ pub fn forward<T: Float>(
                 product(a);
             }
         }
-        if !epilogue.is_empty() {
-            for i in 0..rows.len() {
-                // SAFETY: a row of the part's own block.
-                let row =
-                    unsafe { std::slice::from_raw_parts_mut(c.data.add(i * d.n), columns.len()) };
-                epilogue.apply(row, start + i * d.n, columns.start);
-            }
-        }
+        // SAFETY: the part's own block.
+        unsafe { epilogue.apply(c, rows.len(), columns.len(), start, columns.start) };
     });
 }
 
@@ -214,8 +209,7 @@ fn copy_rows<T: Float>(
 /// The right operand as parts read it.
 enum PreparedRhs<'a, T> {
     InPlace(&'a [T]),
-    /// All blocks of all matrices: block `depth` of matrix `i` at (i·k + depth) · padded n.
-    Packed(Buffer),
+    Packed(PackedRhs<T>),
 }
 
 impl<'a, T: Float> PreparedRhs<'a, T> {
@@ -225,48 +219,22 @@ impl<'a, T: Float> PreparedRhs<'a, T> {
         if !d.transpose_b && few_rows && d.n.is_multiple_of(gemm::lanes::<T>(level)) {
             return PreparedRhs::InPlace(b);
         }
-        let width = gemm::panel_width::<T>(level);
-        let padded = d.n.next_multiple_of(width);
         let matrices = if d.b_stride == 0 { 1 } else { d.batch };
-        let mut buffer = Buffer::uninit(matrices * d.k * padded * size_of::<T>());
-        let packed = Disjoint::new(buffer.as_mut_slice::<T>());
-        let (blocks, panels) = (d.k.div_ceil(K_BLOCK), padded / width);
-        parallel::for_each(
-            matrices * blocks * panels,
-            matrices * d.k * padded,
-            |part| {
-                let (matrix, block, panel) = (
-                    part / panels / blocks,
-                    part / panels % blocks,
-                    part % panels,
-                );
-                let (depth, column) = (block * K_BLOCK, panel * width);
-                let k = (d.k - depth).min(K_BLOCK);
-                let b = &b[matrix * d.b_stride..];
-                let b = match d.transpose_b {
-                    false => Operand::AcrossDepth {
-                        data: b,
-                        stride: d.n,
-                    },
-                    true => Operand::AlongDepth {
-                        data: b,
-                        stride: d.k,
-                    },
-                };
-                // SAFETY: every panel belongs to one part.
-                let packed = unsafe {
-                    packed.range((matrix * d.k + depth) * padded + column * k, width * k)
-                };
-                gemm::pack(
-                    level,
-                    packed,
-                    b.at(column, depth),
-                    (d.n - column).min(width),
-                    k,
-                );
-            },
-        );
-        PreparedRhs::Packed(buffer)
+        let pack = |panel: &mut [T], matrix: usize, column: usize, depth: usize, k: usize| {
+            let b = &b[matrix * d.b_stride..];
+            let b = match d.transpose_b {
+                false => Operand::AcrossDepth {
+                    data: b,
+                    stride: d.n,
+                },
+                true => Operand::AlongDepth {
+                    data: b,
+                    stride: d.k,
+                },
+            };
+            gemm::pack(level, panel, b.at(column, depth), d.n - column, k);
+        };
+        PreparedRhs::Packed(PackedRhs::new(level, matrices, d.n, d.k, pack))
     }
 
     /// `k` depths from `depth` on, of the columns from `column` on.
@@ -284,64 +252,10 @@ impl<'a, T: Float> PreparedRhs<'a, T> {
                 let start = matrix * d.b_stride + depth * d.n + column;
                 Rhs::in_place(level, &b[start.min(b.len())..], d.n)
             }
-            PreparedRhs::Packed(buffer) => {
-                let padded = d.n.next_multiple_of(gemm::panel_width::<T>(level));
+            PreparedRhs::Packed(packed) => {
                 let matrix = if d.b_stride == 0 { 0 } else { matrix };
-                let start = (matrix * d.k + depth) * padded + column * k;
-                Rhs::packed(level, &buffer.as_slice()[start..], k)
+                packed.block(matrix, column, depth, k)
             }
-        }
-    }
-}
-
-/// What happens to a row of sums once it is complete and still in cache.
-struct Epilogue<'a, T> {
-    pre: Option<Disjoint<T>>,
-    bias: Option<&'a [T]>,
-    activation: Activation,
-    residual: Option<&'a [T]>,
-}
-
-impl<T: Float> Epilogue<'_, T> {
-    fn is_empty(&self) -> bool {
-        self.pre.is_none()
-            && self.bias.is_none()
-            && self.activation == Activation::None
-            && self.residual.is_none()
-    }
-
-    /// Completes part of a row: `start` is its place in the output, `column` its first column.
-    fn apply(&self, row: &mut [T], start: usize, column: usize) {
-        if let Some(bias) = self.bias {
-            add(row, &bias[column..]);
-        }
-        if let Some(pre) = &self.pre {
-            // SAFETY: the same range as `row`, which belongs to one part.
-            unsafe { pre.range(start, row.len()) }.copy_from_slice(row);
-        }
-        activate(row, self.activation);
-        if let Some(residual) = self.residual {
-            add(row, &residual[start..]);
-        }
-    }
-}
-
-multiversion! {
-    fn add<T: Float>(row: &mut [T], other: &[T]) {
-        for (x, &y) in row.iter_mut().zip(other) {
-            *x = *x + y;
-        }
-    }
-}
-
-multiversion! {
-    fn activate<T: Float>(row: &mut [T], activation: Activation) {
-        // One loop per function: a match inside would keep them from vectorising.
-        match activation {
-            Activation::None => {}
-            Activation::Gelu => row.iter_mut().for_each(|x| *x = Activation::Gelu.apply(*x)),
-            Activation::QuickGelu => row.iter_mut().for_each(|x| *x = Activation::QuickGelu.apply(*x)),
-            Activation::Silu => row.iter_mut().for_each(|x| *x = Activation::Silu.apply(*x)),
         }
     }
 }

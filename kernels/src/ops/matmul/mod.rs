@@ -1,10 +1,12 @@
 //! Batched matrix product with transposed operands and a fused epilogue, and the column sums that bias gradients need.
 
 mod cpu;
+mod epilogue;
 #[cfg(test)]
 mod tests;
 
 pub use cpu::{column_sums, forward};
+pub(super) use epilogue::Epilogue;
 
 use crate::Float;
 

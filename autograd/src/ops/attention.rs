@@ -1,0 +1,293 @@
+//! Scaled dot-product attention with causal and key masks and added context keys.
+
+pub use tensor::ops::attention::Attention;
+use tensor::ops::attention::{self, Operands, Output};
+use tensor::{Result, Tensor};
+
+use crate::spec::{Array, Case, Cost, Fill, Gradient, Input, OpSpec};
+use crate::{Backward, Grads, Tape, Upstream, Var};
+
+/// softmax(scale·q·[context_k; k]ᵀ)·[context_v; v], per image and head; zeros for a query that sees no key.
+///
+/// The attention map is computed only for a tap that asks for `probs` of the current module.
+///
+/// # Shapes
+/// q [n, queries, heads·head_dim], k and v [n, keys, heads·head_dim], context keys and values
+/// [n, context, heads·head_dim], mask bool [n, context + keys] (true: may be attended) → like q;
+/// probs [n, heads, queries, context + keys].
+pub fn attention(
+    t: &Tape,
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    context: Option<(&Var, &Var)>,
+    mask: Option<&Tensor>,
+    options: Attention,
+) -> Result<Var> {
+    let operands = Operands {
+        q: &q.tensor,
+        k: &k.tensor,
+        v: &v.tensor,
+        context: context.map(|(k, v)| (&k.tensor, &v.tensor)),
+        mask,
+    };
+    if t.wants("probs") {
+        let map = attention::probabilities(operands, options)?;
+        t.tap("probs", &t.constant(map));
+    }
+    let output = attention::forward(operands, options)?;
+    let mut recorded = vec![q, k, v];
+    recorded.extend(context.into_iter().flat_map(|(k, v)| [k, v]));
+    let out = output.out.clone();
+    t.record("attention", &recorded, out, || AttentionBackward {
+        options,
+        q: q.clone(),
+        k: k.clone(),
+        v: v.clone(),
+        context: context.map(|(k, v)| (k.clone(), v.clone())),
+        mask: mask.cloned(),
+        output,
+    })
+}
+
+/// Saves the operands, the output and each query's log sum: the map is made again from them, tile by tile.
+struct AttentionBackward {
+    options: Attention,
+    q: Var,
+    k: Var,
+    v: Var,
+    context: Option<(Var, Var)>,
+    mask: Option<Tensor>,
+    output: Output,
+}
+
+impl Backward for AttentionBackward {
+    fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
+        let dout = upstream.single()?;
+        let AttentionBackward {
+            options,
+            q,
+            k,
+            v,
+            context,
+            mask,
+            output,
+        } = *self;
+        // Where there is no context its place is taken by a constant, which has no gradient.
+        let none = (None, &q.tensor);
+        let (context_k, context_v) = context.as_ref().map_or((none, none), |(k, v)| {
+            ((k.id, &k.tensor), (v.id, &v.tensor))
+        });
+        let targets = [
+            (q.id, &q.tensor),
+            (k.id, &k.tensor),
+            (v.id, &v.tensor),
+            context_k,
+            context_v,
+        ];
+        grads.sink_many(targets, |gradients| {
+            let operands = Operands {
+                q: &q.tensor,
+                k: &k.tensor,
+                v: &v.tensor,
+                context: context.as_ref().map(|(k, v)| (&k.tensor, &v.tensor)),
+                mask: mask.as_ref(),
+            };
+            attention::backward(gradients, &dout, &output, operands, options)
+        })
+    }
+}
+
+pub struct Spec;
+
+impl OpSpec for Spec {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn gradient(&self) -> Gradient {
+        Gradient::Checked
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let plain = Shapes {
+            n: 2,
+            queries: 5,
+            keys: 7,
+            context: 0,
+            heads: 3,
+            head_dim: 6,
+        };
+        let square = Shapes { keys: 5, ..plain };
+        let one = Shapes {
+            n: 1,
+            queries: 1,
+            keys: 1,
+            context: 0,
+            heads: 1,
+            head_dim: 1,
+        };
+        // Longer than one tile of any kernel.
+        let long = Shapes {
+            n: 1,
+            queries: 75,
+            keys: 75,
+            context: 0,
+            heads: 2,
+            head_dim: 17,
+        };
+        let mut cases = vec![
+            case(one, false, false),
+            case(plain, false, false),
+            case(long, false, false),
+            case(long, true, true),
+            case(
+                Shapes {
+                    context: 70,
+                    queries: 3,
+                    keys: 3,
+                    ..long
+                },
+                false,
+                true,
+            ),
+        ];
+        for context in [0, 4] {
+            for causal in [false, true] {
+                for mask in [false, true] {
+                    cases.push(case(Shapes { context, ..square }, causal, mask));
+                }
+            }
+        }
+        cases
+    }
+
+    fn benches(&self) -> Vec<Case> {
+        let shapes = |n, tokens, context, heads, head_dim| Shapes {
+            n,
+            queries: tokens,
+            keys: tokens,
+            context,
+            heads,
+            head_dim,
+        };
+        vec![
+            case(shapes(8, 256, 0, 4, 64), false, false),
+            case(shapes(64, 64, 0, 2, 32), false, false),
+            case(shapes(64, 64, 20, 2, 32), false, true),
+            case(shapes(64, 32, 0, 4, 32), true, true),
+        ]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Shapes {
+    n: usize,
+    queries: usize,
+    keys: usize,
+    context: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+fn case(shapes: Shapes, causal: bool, mask: bool) -> Case {
+    let Shapes {
+        n,
+        queries,
+        keys,
+        context,
+        heads,
+        head_dim,
+    } = shapes;
+    let width = heads * head_dim;
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let options = Attention {
+        heads,
+        causal,
+        scale,
+    };
+    let mut inputs = vec![
+        Input::normal("q", &[n, queries, width]),
+        Input::normal("k", &[n, keys, width]),
+        Input::normal("v", &[n, keys, width]),
+    ];
+    if context > 0 {
+        inputs.push(Input::normal("context_k", &[n, context, width]));
+        inputs.push(Input::normal("context_v", &[n, context, width]));
+    }
+    if mask {
+        let fill = Fill::Mask { probability: 0.6 };
+        inputs.push(Input::new("mask", &[n, context + keys], fill));
+    }
+    Case {
+        name: format!(
+            "n={n},queries={queries},keys={keys},context={context},heads={heads},head_dim={head_dim}{}{}",
+            if causal { ",causal" } else { "" },
+            if mask { ",mask" } else { "" },
+        ),
+        inputs,
+        run: Box::new(move |t, x| {
+            let context = (context > 0).then(|| (&x[3], &x[4]));
+            let mask = mask.then(|| x[x.len() - 1].tensor());
+            Ok(vec![attention(
+                t, &x[0], &x[1], &x[2], context, mask, options,
+            )?])
+        }),
+        reference: Box::new(move |x: &[Array]| {
+            let mask = mask.then(|| &x[x.len() - 1]);
+            vec![reference(x, shapes, causal, mask)]
+        }),
+        cost: Cost {
+            flops: 4.0 * (n * queries * (context + keys) * width) as f64,
+            elements: (2 * n * width * (queries + keys + context)) as f64,
+        },
+    }
+}
+
+fn reference(x: &[Array], shapes: Shapes, causal: bool, mask: Option<&Array>) -> Array {
+    let Shapes {
+        n,
+        queries,
+        keys,
+        context,
+        heads,
+        head_dim,
+    } = shapes;
+    // Element of a joint key (own and context, by their places in the inputs).
+    let joint = |own: usize, added: usize, image: usize, key: usize, feature: usize| {
+        if key < context {
+            x[added].at(&[image, key, feature])
+        } else {
+            x[own].at(&[image, key - context, feature])
+        }
+    };
+    let mut out = Array::zeros(&[n, queries, heads * head_dim]);
+    for image in 0..n {
+        for head in 0..heads {
+            let features = head * head_dim..(head + 1) * head_dim;
+            for query in 0..queries {
+                let exponentials: Vec<f64> = (0..context + keys)
+                    .map(|key| {
+                        let allowed = mask.is_none_or(|m| m.at(&[image, key]) != 0.0);
+                        let past = !causal || key < context || key - context <= query;
+                        let products = features
+                            .clone()
+                            .map(|f| x[0].at(&[image, query, f]) * joint(1, 3, image, key, f));
+                        let score = products.sum::<f64>() / (head_dim as f64).sqrt();
+                        if allowed && past { score.exp() } else { 0.0 }
+                    })
+                    .collect();
+                let sum: f64 = exponentials.iter().sum();
+                for f in features.clone() {
+                    let weighted = exponentials
+                        .iter()
+                        .enumerate()
+                        .map(|(key, p)| p * joint(2, 4, image, key, f));
+                    let at = (image * queries + query) * heads * head_dim + f;
+                    out.data[at] = weighted.sum::<f64>() / sum;
+                }
+            }
+        }
+    }
+    out
+}
