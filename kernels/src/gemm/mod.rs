@@ -46,6 +46,42 @@ impl<'a, T> Operand<'a, T> {
     }
 }
 
+/// Keeps the rows of a stage off the same cache sets.
+pub const STAGE_PADDING: usize = 16;
+
+/// Elements that [`Operand::stage`] may need for `rows` rows.
+pub fn stage_len(rows: usize) -> usize {
+    (rows + STAGE_PADDING) * (K_BLOCK + STAGE_PADDING)
+}
+
+impl<T: Float> Operand<'_, T> {
+    /// Copies `rows` × `k` elements together, in the order they have.
+    pub fn stage<'a>(self, stage: &'a mut [T], rows: usize, k: usize) -> Operand<'a, T> {
+        let (data, from_stride, lines, width) = match self {
+            Operand::AlongDepth { data, stride } => (data, stride, rows, k),
+            Operand::AcrossDepth { data, stride } => (data, stride, k, rows),
+        };
+        let stride = width + STAGE_PADDING;
+        for (to, from) in stage
+            .chunks_mut(stride)
+            .zip(data.chunks(from_stride))
+            .take(lines)
+        {
+            to[..width].copy_from_slice(&from[..width]);
+        }
+        match self {
+            Operand::AlongDepth { .. } => Operand::AlongDepth {
+                data: stage,
+                stride,
+            },
+            Operand::AcrossDepth { .. } => Operand::AcrossDepth {
+                data: stage,
+                stride,
+            },
+        }
+    }
+}
+
 /// The right operand of a block: panels of [`panel_width`] columns, the last of which may be narrower.
 #[derive(Clone, Copy)]
 pub struct Rhs<'a, T> {
@@ -292,12 +328,14 @@ unsafe fn put<V: Vector, const M: usize, const N: usize>(
     // SAFETY: `c` is valid for M rows of `width` elements, by the contract of `block`.
     unsafe {
         if width == N * V::LANES {
-            for (i, row) in sums.iter().enumerate() {
-                for (v, &sum) in row.iter().enumerate() {
+            // Indices instead of iterators, so that the sums never leave their registers.
+            #[allow(clippy::needless_range_loop)]
+            for i in 0..M {
+                for v in 0..N {
                     let c = c.data.add(i * c.stride + v * V::LANES);
                     match accum {
-                        Accum::Replace => sum.store(c),
-                        Accum::Add => V::load(c).add(sum).store(c),
+                        Accum::Replace => sums[i][v].store(c),
+                        Accum::Add => V::load(c).add(sums[i][v]).store(c),
                     }
                 }
             }

@@ -1,5 +1,5 @@
 use super::Conv2d;
-use crate::gemm::{self, Destination, K_BLOCK, Operand, PackedRhs, Rhs};
+use crate::gemm::{self, Destination, K_BLOCK, Operand, PackedRhs, Rhs, STAGE_PADDING};
 use crate::ops::matmul::{self, Activation, Epilogue, Matmul};
 use crate::parallel::{self, Disjoint, Scratch};
 use crate::simd;
@@ -184,22 +184,26 @@ pub fn backward_weight<T: Float>(d: &Conv2d, dw: &mut [T], accum: Accum, dy: &[T
         };
         return matmul::forward(&d, dw, accum, None, dy, x, None, None);
     }
-    /// Columns of one part: two panels of 32, so that a 3×3 kernel of 64 channels gives nine parts.
-    const COLUMNS: usize = 64;
-    const PARTS: usize = 16;
+    /// Most columns of one part. Every part reads all of dy and of x for its pixels, from beyond L2.
+    const PART_COLUMNS: usize = 512;
+    const PARTS: usize = 12;
     /// Fewest pixels of a range.
     const PIXELS: usize = 4 * K_BLOCK;
+    /// Columns gathered at a time, which with a block of pixels take 144 KiB of f32.
+    const COLUMNS: usize = 128;
+    /// Elements between the staged patches of two pixels.
+    const STRIDE: usize = COLUMNS + STAGE_PADDING;
     let patches = Patches::forward(d);
     let (k, pixels) = (patches.width(), d.n * patches.out_h * patches.out_w);
-    let column_parts = k.div_ceil(COLUMNS);
+    let column_parts = k.div_ceil(PART_COLUMNS);
+    let part_columns = k.div_ceil(column_parts).next_multiple_of(64);
     let ranges = PARTS
         .div_ceil(column_parts)
         .min(pixels.div_ceil(PIXELS))
         .max(1);
     let range = pixels.div_ceil(ranges).next_multiple_of(K_BLOCK);
     let level = simd::level();
-    let scratch = Scratch::new(K_BLOCK * STAGE_STRIDE_OF_COLUMNS);
-    const STAGE_STRIDE_OF_COLUMNS: usize = COLUMNS + STAGE_PADDING;
+    let scratch = Scratch::new(K_BLOCK * STRIDE + gemm::stage_len(d.c_out));
 
     let mut partial = Buffer::uninit(if ranges > 1 {
         ranges * dw.len() * size_of::<T>()
@@ -215,34 +219,34 @@ pub fn backward_weight<T: Float>(d: &Conv2d, dw: &mut [T], accum: Accum, dy: &[T
         column_parts * ranges,
         gemm::work(pixels * k * d.c_out),
         |part| {
-            let (column, start) = (part % column_parts * COLUMNS, part / column_parts * range);
-            let columns = column..(column + COLUMNS).min(k);
+            let start = part / column_parts * range;
             let end = (start + range).min(pixels);
-            let offset = part / column_parts * d.c_out * k + column;
-            let block = Destination {
-                data: sums.address(offset, (d.c_out - 1) * k + columns.len()),
-                stride: k,
-            };
+            let columns = part % column_parts * part_columns;
+            let columns = columns..(columns + part_columns).min(k);
             let accumulate = |stage: &mut [T]| {
+                let (stage, stage_dy) = stage.split_at_mut(K_BLOCK * STRIDE);
                 // A range that rounding left empty still has its sums to clear.
                 for pixel in (start..end.max(start + 1)).step_by(K_BLOCK) {
                     let pixels = pixel.min(end)..(pixel + K_BLOCK).min(end);
-                    patches.gather(
-                        stage,
-                        STAGE_STRIDE_OF_COLUMNS,
-                        x,
-                        pixels.clone(),
-                        columns.clone(),
-                    );
                     let dy = Operand::AcrossDepth {
                         data: &dy[pixels.start * d.c_out..],
                         stride: d.c_out,
                     };
+                    let dy = dy.stage(stage_dy, d.c_out, pixels.len());
                     let accum = if pixel == start { first } else { Accum::Add };
-                    let b = Rhs::in_place(level, stage, STAGE_STRIDE_OF_COLUMNS);
-                    let (rows, depths) = (d.c_out, pixels.len());
-                    // SAFETY: a block of columns of one range belongs to one part.
-                    unsafe { gemm::block(level, block, accum, dy, b, rows, columns.len(), depths) };
+                    for column in columns.clone().step_by(COLUMNS) {
+                        let columns = column..(column + COLUMNS).min(columns.end);
+                        patches.gather(stage, STRIDE, x, pixels.clone(), columns.clone());
+                        let offset = part / column_parts * d.c_out * k + column;
+                        let block = Destination {
+                            data: sums.address(offset, (d.c_out - 1) * k + columns.len()),
+                            stride: k,
+                        };
+                        let b = Rhs::in_place(level, stage, STRIDE);
+                        let (rows, columns, depths) = (d.c_out, columns.len(), pixels.len());
+                        // SAFETY: a block of columns of one range belongs to one part.
+                        unsafe { gemm::block(level, block, accum, dy, b, rows, columns, depths) };
+                    }
                 }
             };
             // SAFETY: `accumulate` does not call rayon.
@@ -332,9 +336,6 @@ struct Patches {
 
 /// Pixels of one part; with [`K_BLOCK`] depths they take 136 KiB of f32, a small part of L2.
 const BLOCK_PIXELS: usize = 128;
-
-/// Keeps the rows of a stage off the same cache sets, and leaves room for whole-register copies past a row's end.
-const STAGE_PADDING: usize = 16;
 
 impl Patches {
     fn forward(d: &Conv2d) -> Self {

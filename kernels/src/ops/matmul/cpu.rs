@@ -39,7 +39,7 @@ pub fn forward<T: Float>(
     let tiling = Tiling::new(d);
     let staged = tiling.stages(d);
     let scratch = Scratch::new(if staged {
-        K_BLOCK * (tiling.rows + STAGE_PADDING)
+        gemm::stage_len(tiling.rows)
     } else {
         0
     });
@@ -74,7 +74,7 @@ pub fn forward<T: Float>(
             };
             if staged {
                 // SAFETY: `block` does not call rayon.
-                unsafe { scratch.with(|stage| product(stage_operand(stage, a, rows.len(), k))) };
+                unsafe { scratch.with(|stage| product(a.stage(stage, rows.len(), k))) };
             } else {
                 product(a);
             }
@@ -154,55 +154,14 @@ impl Tiling {
         )
     }
 
-    /// Whether parts copy their rows of a together first, which pays where several panels read them again.
+    /// Whether parts copy their rows of a together first, which pays where several panels read them again: strides of
+    /// whole pages fall into few cache sets, and a tile that steps over rows would wait for each of them.
     fn stages(&self, d: &Matmul) -> bool {
-        let stride = if d.transpose_a { d.m } else { d.k };
-        self.columns > 64 && stride > 256
-    }
-}
-
-/// Keeps the rows of a stage off the same cache sets.
-const STAGE_PADDING: usize = 16;
-
-/// Copies `rows` × `k` elements of `a` together, in the order they have.
-fn stage_operand<'a, T: Float>(
-    stage: &'a mut [T],
-    a: Operand<T>,
-    rows: usize,
-    k: usize,
-) -> Operand<'a, T> {
-    match a {
-        Operand::AlongDepth { data, stride } => {
-            copy_rows(stage, k + STAGE_PADDING, data, stride, rows, k);
-            Operand::AlongDepth {
-                data: stage,
-                stride: k + STAGE_PADDING,
-            }
+        if d.transpose_a {
+            self.columns > 32 && d.m > 64
+        } else {
+            self.columns > 64 && d.k > K_BLOCK
         }
-        Operand::AcrossDepth { data, stride } => {
-            copy_rows(stage, rows + STAGE_PADDING, data, stride, k, rows);
-            Operand::AcrossDepth {
-                data: stage,
-                stride: rows + STAGE_PADDING,
-            }
-        }
-    }
-}
-
-fn copy_rows<T: Float>(
-    to: &mut [T],
-    to_stride: usize,
-    from: &[T],
-    from_stride: usize,
-    rows: usize,
-    width: usize,
-) {
-    for (to, from) in to
-        .chunks_mut(to_stride)
-        .zip(from.chunks(from_stride))
-        .take(rows)
-    {
-        to[..width].copy_from_slice(&from[..width]);
     }
 }
 
