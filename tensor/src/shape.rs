@@ -70,8 +70,9 @@ impl Shape {
     /// The common shape of two broadcast operands (NumPy's rule), if there is one.
     pub fn broadcast(a: &Shape, b: &Shape) -> Option<Shape> {
         let rank = a.len().max(b.len());
+        // Dimensions that a shape does not have are 0 in every shape, so that equal shapes are equal bits.
         let mut out = Shape {
-            dims: [1; MAX_RANK],
+            dims: [0; MAX_RANK],
             rank: rank as u8,
         };
         for i in 0..rank {
@@ -127,5 +128,20 @@ impl fmt::Debug for Shape {
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.dims())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcast_follows_numpy() {
+        let broadcast = |a: &[usize], b: &[usize]| Shape::broadcast(&a.into(), &b.into());
+        assert_eq!(broadcast(&[3, 1], &[1, 4]), Some(Shape::new(&[3, 4])));
+        assert_eq!(broadcast(&[5], &[2, 3, 5]), Some(Shape::new(&[2, 3, 5])));
+        assert_eq!(broadcast(&[], &[2]), Some(Shape::new(&[2])));
+        assert_eq!(broadcast(&[], &[]), Some(Shape::new(&[])));
+        assert_eq!(broadcast(&[3], &[2]), None);
     }
 }
