@@ -12,8 +12,10 @@ macro_rules! ops {
 }
 
 ops! {
+    affine,
     attention,
     avg_pool2,
+    binary,
     concat,
     conv2d,
     cross_entropy,
@@ -25,6 +27,9 @@ ops! {
     matmul,
     mse,
     nearest_up2,
+    permute,
+    reduce,
+    reshape,
     select_rows,
     softmax,
     split,

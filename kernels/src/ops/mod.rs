@@ -1,7 +1,9 @@
 //! One folder per op: descriptor and contract in `mod.rs`, CPU code in `cpu.rs`.
 
+pub mod affine;
 pub mod attention;
 pub mod avg_pool2;
+pub mod binary;
 pub mod concat;
 pub mod conv2d;
 pub mod copy;
@@ -14,6 +16,7 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
+pub mod reduce;
 pub mod select_rows;
 pub mod softmax;
 pub mod split;

@@ -1,7 +1,9 @@
 //! Checks, allocation and dispatch of every op, one file an op.
 
+pub mod affine;
 pub mod attention;
 pub mod avg_pool2;
+pub mod binary;
 pub mod concat;
 pub mod conv2d;
 pub mod copy;
@@ -16,6 +18,7 @@ pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
 pub mod random;
+pub mod reduce;
 pub mod select_rows;
 pub mod softmax;
 pub mod split;

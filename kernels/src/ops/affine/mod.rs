@@ -1,0 +1,5 @@
+//! A line through every element.
+
+mod cpu;
+
+pub use cpu::forward;

@@ -1,0 +1,5 @@
+//! Sums over any dimensions.
+
+mod cpu;
+
+pub use cpu::sum;
