@@ -12,6 +12,8 @@ pub enum Stream {
     Place = 2,
     /// The order of samples in an epoch.
     Order = 3,
+    /// What takes the place of an unusable sample.
+    Replacement = 5,
     /// Which evaluation prompts are asked.
     Prompt = 4,
 }
