@@ -4,7 +4,10 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use kernels::ops::attention::{self, Attention, Gradients};
 use kernels::ops::conv2d::{self, Conv2d};
+use kernels::ops::group_norm::{self, GroupNorm, GroupNormGradients};
+use kernels::ops::layer_norm::{self, LayerNorm, LayerNormGradients};
 use kernels::ops::matmul::{self, Activation, Matmul};
 use kernels::{Accum, multiversion};
 
@@ -150,6 +153,113 @@ fn main() {
         bench.run(&name("backward weight"), flops, || {
             conv2d::backward_weight(&d, &mut dw, Accum::Replace, &dy, &x)
         });
+    }
+    for (n, heads, head_dim, tokens, context) in [
+        (8, 4, 64, 256, 0),
+        (64, 4, 32, 64, 10),
+        (1, 4, 64, 1024, 77),
+    ] {
+        let d = Attention {
+            n,
+            heads,
+            head_dim,
+            queries: tokens,
+            keys: tokens,
+            context,
+            causal: false,
+            scale: (head_dim as f64).powf(-0.5),
+        };
+        let own = |seed| values(n * tokens * heads * head_dim, seed);
+        let added = |seed| values(n * context * heads * head_dim, seed);
+        let (q, k, v, context_k, context_v) = (own(1), own(2), own(3), added(4), added(5));
+        let context_pair = (context > 0).then_some((&context_k[..], &context_v[..]));
+        let mut out = own(6);
+        let dout = own(7);
+        let mut lse = vec![0.0; n * heads * tokens];
+        let flops = 4.0 * (n * heads * tokens * (tokens + context) * head_dim) as f64;
+        let name =
+            |pass: &str| format!("attention {n}×{heads}×{tokens}+{context}×{head_dim} {pass}");
+        bench.run(&name("forward"), flops, || {
+            attention::forward(&d, &mut out, &mut lse, &q, &k, &v, context_pair, None)
+        });
+        let (mut dq, mut dk, mut dv) = (own(8), own(8), own(8));
+        let (mut dcontext_k, mut dcontext_v) = (added(8), added(8));
+        bench.run(&name("backward"), 2.5 * flops, || {
+            let gradients = Gradients {
+                dq: Some((&mut dq, Accum::Replace)),
+                dk: Some((&mut dk, Accum::Replace)),
+                dv: Some((&mut dv, Accum::Replace)),
+                dcontext_k: Some((&mut dcontext_k, Accum::Replace)),
+                dcontext_v: Some((&mut dcontext_v, Accum::Replace)),
+            };
+            attention::backward(
+                &d,
+                gradients,
+                &dout,
+                &out,
+                &lse,
+                &q,
+                &k,
+                &v,
+                context_pair,
+                None,
+            )
+        });
+    }
+    {
+        let d = GroupNorm {
+            n: 8,
+            pixels: 1024,
+            c: 128,
+            groups: 32,
+            eps: 1e-5,
+            silu: true,
+        };
+        let (x, dy) = (values(8 * 1024 * 128, 1), values(8 * 1024 * 128, 2));
+        let (gamma, beta) = (values(128, 3), values(128, 4));
+        let (mut y, mut dx) = (x.clone(), x.clone());
+        let (mut mean, mut rstd) = (vec![0.0; 256], vec![0.0; 256]);
+        let (mut dgamma, mut dbeta) = (gamma.clone(), beta.clone());
+        // "GFLOP/s" of the norms are ideal GB/s.
+        bench.run(
+            "group_norm 8×1024×128 silu forward",
+            8.0 * x.len() as f64,
+            || group_norm::forward(&d, &mut y, &mut mean, &mut rstd, &x, &gamma, &beta, None),
+        );
+        bench.run(
+            "group_norm 8×1024×128 silu backward",
+            12.0 * x.len() as f64,
+            || {
+                let gradients = GroupNormGradients {
+                    dx: Some((&mut dx, Accum::Replace)),
+                    dgamma: Some((&mut dgamma, Accum::Replace)),
+                    dbeta: Some((&mut dbeta, Accum::Replace)),
+                    dscale_shift: None,
+                };
+                group_norm::backward(&d, gradients, &dy, &x, &mean, &rstd, &gamma, &beta, None)
+            },
+        );
+        let d = LayerNorm {
+            rows: 8192,
+            c: 128,
+            eps: 1e-5,
+        };
+        let (mut mean, mut rstd) = (vec![0.0; 8192], vec![0.0; 8192]);
+        bench.run("layer_norm 8192×128 forward", 8.0 * x.len() as f64, || {
+            layer_norm::forward(&d, &mut y, &mut mean, &mut rstd, &x, &gamma, &beta)
+        });
+        bench.run(
+            "layer_norm 8192×128 backward",
+            12.0 * x.len() as f64,
+            || {
+                let gradients = LayerNormGradients {
+                    dx: Some((&mut dx, Accum::Replace)),
+                    dgamma: Some((&mut dgamma, Accum::Replace)),
+                    dbeta: Some((&mut dbeta, Accum::Replace)),
+                };
+                layer_norm::backward(&d, gradients, &dy, &x, &mean, &rstd, &gamma)
+            },
+        );
     }
     peak_now();
 }

@@ -88,6 +88,7 @@ pub trait Float:
     const ZERO: Self;
     const ONE: Self;
     const INFINITY: Self;
+    const NEG_INFINITY: Self;
 
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -121,6 +122,7 @@ macro_rules! float {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const INFINITY: Self = $t::INFINITY;
+            const NEG_INFINITY: Self = $t::NEG_INFINITY;
             #[inline(always)]
             fn from_f64(x: f64) -> Self {
                 x as $t

@@ -93,6 +93,16 @@ pub struct Rhs<'a, T> {
 }
 
 impl<'a, T: Float> Rhs<'a, T> {
+    /// Consecutive panels of `k` depths that [`pack`] wrote.
+    pub fn packed(level: Level, data: &'a [T], k: usize) -> Self {
+        let width = panel_width::<T>(level);
+        Rhs {
+            data,
+            panel: width * k,
+            step: width,
+        }
+    }
+
     /// Rows of `stride` elements, read in place. The block's columns must be a multiple of [`lanes`], or the rows
     /// padded to one.
     pub fn in_place(level: Level, data: &'a [T], stride: usize) -> Self {
@@ -414,13 +424,8 @@ impl<T: Float> PackedRhs<T> {
 
     /// The block of `k` depths that begins at `depth`, from `column` (the first of a panel) on.
     pub fn block(&self, matrix: usize, column: usize, depth: usize, k: usize) -> Rhs<'_, T> {
-        let width = panel_width::<T>(self.level);
         let start = (matrix * self.k + depth) * self.padded + column * k;
-        Rhs {
-            data: &self.memory.as_slice()[start..],
-            panel: width * k,
-            step: width,
-        }
+        Rhs::packed(self.level, &self.memory.as_slice()[start..], k)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Scaled dot-product attention with causal and key masks and added context keys, and its gradients.
 
 mod cpu;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{Gradients, backward, forward, probabilities};
 
