@@ -210,6 +210,11 @@ impl Tape {
         self.recording && operands.iter().any(|o| o.id.is_some())
     }
 
+    /// Where the parameters live, and what a tape without any makes lives too.
+    pub fn device(&self) -> Device {
+        self.params.as_ref().map(Params::device).unwrap_or_default()
+    }
+
     pub fn step(&self) -> StepState {
         self.step
     }

@@ -26,6 +26,11 @@ pub fn exp(t: &Tape, x: &Var) -> Result<Var> {
     apply(t, Unary::Exp, x)
 }
 
+/// ln σ(x), any shape.
+pub fn log_sigmoid(t: &Tape, x: &Var) -> Result<Var> {
+    apply(t, Unary::LogSigmoid, x)
+}
+
 /// `f(x)`, any shape.
 pub fn apply(t: &Tape, f: Unary, x: &Var) -> Result<Var> {
     let y = unary::forward(f, &x.tensor)?;
@@ -101,5 +106,6 @@ pub(super) fn reference(f: Unary, x: f64) -> f64 {
         Unary::Exp => x.exp(),
         Unary::Tanh => x.tanh(),
         Unary::Square => x * x,
+        Unary::LogSigmoid => -(1.0 + (-x).exp()).ln(),
     }
 }

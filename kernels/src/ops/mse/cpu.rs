@@ -56,7 +56,7 @@ pub fn backward<T: Float>(
 /// elements `start..start + len` of a sample, at most `part` of them.
 ///
 /// Partial sums are added in f64, in order.
-fn mean_over_samples<T: Float>(
+pub(crate) fn mean_over_samples<T: Float>(
     weight: Option<&[T]>,
     samples: usize,
     m: usize,

@@ -2,4 +2,5 @@
 
 mod cpu;
 
+pub(crate) use cpu::mean_over_samples;
 pub use cpu::{backward, forward};

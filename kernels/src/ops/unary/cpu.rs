@@ -42,6 +42,18 @@ pub fn value<T: Float>(f: Unary, x: T) -> T {
         Unary::Exp => x.exp(),
         Unary::Tanh => x.tanh(),
         Unary::Square => x * x,
+        Unary::LogSigmoid => {
+            // min(x, 0) − ln(1 + e) with e = exp(−|x|). Kahan's correction keeps ln(1 + e) right where 1 + e rounds.
+            let e = (-x.abs()).exp();
+            let u = T::ONE + e;
+            let ln = if u > T::ONE {
+                u.ln() * (e / (u - T::ONE))
+            } else {
+                e
+            };
+            // In this order NaN stays NaN.
+            T::ZERO.min(x) - ln
+        }
     }
 }
 
@@ -71,6 +83,7 @@ pub fn derivative<T: Float>(f: Unary, x: T) -> T {
             T::ONE - y * y
         }
         Unary::Square => x + x,
+        Unary::LogSigmoid => (-x).sigmoid(),
     }
 }
 
@@ -100,6 +113,10 @@ macro_rules! each {
             }
             Unary::Square => {
                 const $g: Unary = Unary::Square;
+                $body
+            }
+            Unary::LogSigmoid => {
+                const $g: Unary = Unary::LogSigmoid;
                 $body
             }
         }

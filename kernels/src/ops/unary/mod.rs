@@ -16,16 +16,19 @@ pub enum Unary {
     Exp,
     Tanh,
     Square,
+    /// ln σ(x), the loss of a pair in SigLIP (arXiv 2303.15343).
+    LogSigmoid,
 }
 
 impl Unary {
-    pub const ALL: [Unary; 6] = [
+    pub const ALL: [Unary; 7] = [
         Unary::Silu,
         Unary::Gelu,
         Unary::QuickGelu,
         Unary::Exp,
         Unary::Tanh,
         Unary::Square,
+        Unary::LogSigmoid,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Unary {
             Unary::Exp => "exp",
             Unary::Tanh => "tanh",
             Unary::Square => "square",
+            Unary::LogSigmoid => "log_sigmoid",
         }
     }
 }
