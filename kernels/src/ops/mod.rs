@@ -18,6 +18,7 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
+pub mod optimizer;
 pub mod reduce;
 pub mod resize;
 pub mod select_rows;

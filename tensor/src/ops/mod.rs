@@ -19,6 +19,7 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
+pub mod optimizer;
 pub mod random;
 pub mod reduce;
 pub mod resize;

@@ -1,0 +1,115 @@
+//! Gradient norm, and one fused pass of clipping, AdamW and the moving average over flat arenas.
+
+pub use kernels::ops::optimizer::{AdamW, Decay, Run, StepScalars, clip_factor};
+
+use kernels::ops::optimizer;
+
+use crate::check::dispatch_float;
+use crate::{Check, Result, Tensor};
+
+/// The L2 norm of an arena of gradients, summed in an order that does not depend on threads.
+pub fn gradient_norm(gradient: &Tensor) -> Result<f64> {
+    let check = Check::new("gradient_norm", &[("gradient", gradient)]);
+    let dtype = check.same_float()?;
+    let gradient = gradient.contiguous();
+    Ok(dispatch_float!(dtype, T => optimizer::gradient_norm(gradient.as_slice::<T>()?)))
+}
+
+/// The arenas of an optimiser, all of one layout and flat.
+#[derive(Debug)]
+pub struct Arenas<'a> {
+    pub parameters: &'a mut Tensor,
+    pub gradient: &'a Tensor,
+    /// First moment.
+    pub m: &'a mut Tensor,
+    /// Second moment.
+    pub v: &'a mut Tensor,
+    /// Moving average of the parameters.
+    pub ema: Option<&'a mut Tensor>,
+}
+
+/// One step of PyTorch's AdamW (decay first, then the moments), then one of the moving average, in one pass.
+///
+/// Frozen runs, and elements outside every run, stay as they are.
+///
+/// # Errors
+/// If the arenas differ in length or dtype, one of them is shared, or the runs are not ascending and inside.
+pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()> {
+    let Arenas {
+        parameters,
+        gradient,
+        m,
+        v,
+        ema,
+    } = arenas;
+    let operands = [
+        ("parameters", &*parameters),
+        ("gradient", gradient),
+        ("m", &*m),
+        ("v", &*v),
+    ];
+    let check = Check::new("adamw", &operands).optional("ema", ema.as_deref());
+    let dtype = check.same_float()?;
+    let len = parameters.len();
+    let tensors = operands
+        .into_iter()
+        .chain(ema.as_deref().map(|ema| ("ema", ema)));
+    for (name, tensor) in tensors {
+        check.shape(name, tensor, &[len])?;
+    }
+    let ascending = runs.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let inside = runs
+        .iter()
+        .all(|run| run.start <= run.end && run.end <= len);
+    check.require(ascending && inside, || {
+        "the runs must be ascending and inside the arenas".into()
+    })?;
+    let gradient = gradient.contiguous();
+    dispatch_float!(dtype, T => {
+        let arenas = optimizer::Arenas::<T> {
+            parameters: parameters.as_mut_slice()?,
+            gradient: gradient.as_slice()?,
+            m: m.as_mut_slice()?,
+            v: v.as_mut_slice()?,
+            ema: ema.map(Tensor::as_mut_slice).transpose()?,
+        };
+        optimizer::update(arenas, scalars, runs)
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, Device};
+
+    #[test]
+    fn arenas_that_do_not_match_are_refused() {
+        let arena = |len: usize| Tensor::zeros([len], DType::F32, Device::Cpu);
+        let scalars = AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+        .at(1, 1e-3, 1.0, 0.0);
+        let attempt = |gradient: usize, end: usize| {
+            let run = Run {
+                start: 0,
+                end,
+                decay: Decay::No,
+            };
+            let arenas = Arenas {
+                parameters: &mut arena(4),
+                gradient: &arena(gradient),
+                m: &mut arena(4),
+                v: &mut arena(4),
+                ema: None,
+            };
+            update(arenas, &scalars, &[run]).map_err(|e| e.to_string())
+        };
+        assert_eq!(attempt(4, 4), Ok(()));
+        assert!(attempt(5, 4).is_err_and(|e| e.contains("gradient must be [4]")));
+        assert!(attempt(4, 5).is_err_and(|e| e.contains("inside the arenas")));
+    }
+}
