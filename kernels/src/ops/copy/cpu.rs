@@ -1,13 +1,16 @@
 //! Strided gather on the CPU.
 
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+
 use crate::{Accum, Float, multiversion, parallel};
 
 /// Writes the elements of a strided view to `dst` in row-major order.
 ///
-/// `size` is the bytes of an element; `strides` and `offset` count elements. A stride may be zero (broadcast).
+/// `size` is the bytes of an element, 1, 2, 4 or 8; `strides` and `offset` count elements. A stride may be zero
+/// (broadcast).
 ///
 /// # Panics
-/// If the view leaves `src`, or `dst` does not hold exactly its elements.
+/// If the view leaves `src`, `dst` does not hold exactly its elements, or either is not aligned to them.
 pub fn gather_strided(
     dst: &mut [u8],
     src: &[u8],
@@ -16,28 +19,57 @@ pub fn gather_strided(
     strides: &[usize],
     offset: usize,
 ) {
-    let elements: usize = dims.iter().product();
-    assert_eq!(dst.len(), elements * size);
-    if elements == 0 {
-        return;
+    // What an element means does not matter, only where it lies.
+    match size {
+        1 => gather(dst, src, dims, strides, offset),
+        2 => gather::<u16>(cast_slice_mut(dst), cast_slice(src), dims, strides, offset),
+        4 => gather::<u32>(cast_slice_mut(dst), cast_slice(src), dims, strides, offset),
+        8 => gather::<u64>(cast_slice_mut(dst), cast_slice(src), dims, strides, offset),
+        _ => panic!("no element has {size} bytes"),
     }
-    // The longest tail that is contiguous in the source moves as one run.
-    let mut run = 1;
-    let mut outer = dims.len();
-    while outer > 0 && (strides[outer - 1] == run || dims[outer - 1] == 1) {
-        run *= dims[outer - 1];
-        outer -= 1;
+}
+
+fn gather<E: Pod + Send + Sync>(
+    dst: &mut [E],
+    src: &[E],
+    dims: &[usize],
+    strides: &[usize],
+    offset: usize,
+) {
+    assert_eq!(dst.len(), dims.iter().product::<usize>());
+    // The fewest loops that walk through the same elements: (extent, stride), outermost first.
+    let mut loops: Vec<(usize, usize)> = Vec::with_capacity(dims.len());
+    for (&extent, &stride) in dims.iter().zip(strides).filter(|(d, _)| **d != 1) {
+        match loops.last_mut() {
+            Some(outer) if outer.1 == stride * extent => *outer = (outer.0 * extent, stride),
+            _ => loops.push((extent, stride)),
+        }
     }
-    let rows_per_chunk = (16 * 1024 / (run * size)).max(1);
-    parallel::chunks_mut(dst, rows_per_chunk * run * size, |chunk, out| {
-        for (r, out) in out.chunks_exact_mut(run * size).enumerate() {
-            let mut rest = chunk * rows_per_chunk + r;
-            let mut at = offset;
-            for d in (0..outer).rev() {
-                at += (rest % dims[d]) * strides[d];
-                rest /= dims[d];
+    let (width, step) = loops.pop().unwrap_or((1, 1));
+    let (rows, row_step) = loops.pop().unwrap_or((1, 0));
+    let rows_per_chunk = (4 * 1024 / width.max(1)).max(1);
+    parallel::chunks_mut(dst, rows_per_chunk * width, |chunk, mut dst| {
+        let mut row = chunk * rows_per_chunk;
+        while !dst.is_empty() {
+            let (mut rest, first) = (row / rows, row % rows);
+            let mut at = offset + first * row_step;
+            for &(extent, stride) in loops.iter().rev() {
+                at += rest % extent * stride;
+                rest /= extent;
             }
-            out.copy_from_slice(&src[at * size..(at + run) * size]);
+            let count = (rows - first).min(dst.len() / width);
+            let (block, left) = dst.split_at_mut(count * width);
+            for (i, out) in block.chunks_exact_mut(width).enumerate() {
+                let src = &src[at + i * row_step..];
+                if step == 1 {
+                    out.copy_from_slice(&src[..width]);
+                } else {
+                    for (j, out) in out.iter_mut().enumerate() {
+                        *out = src[j * step];
+                    }
+                }
+            }
+            (dst, row) = (left, row + count);
         }
     });
 }
