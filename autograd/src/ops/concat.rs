@@ -57,6 +57,9 @@ impl OpSpec for Spec {
             case(&[0, 5, 3], 0, &[1, 4]),
             case(&[2, 3, 5, 0], 3, &[7, 1, 64]),
             case(&[2, 65, 67, 0], 3, &[3, 1]),
+            // Rows longer than what one thread writes at a time, and rows cut anywhere by its end.
+            case(&[2, 0, 67], 1, &[300, 1]),
+            case(&[2, 65, 67, 0], 3, &[2, 3, 2]),
         ]
     }
 

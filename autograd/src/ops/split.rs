@@ -75,6 +75,9 @@ impl OpSpec for Spec {
             split_case(&[3, 8, 5], 1, &[2, 1, 5]),
             split_case(&[5, 3], 0, &[1, 4]),
             split_case(&[65, 67, 12], 2, &[3, 1, 8]),
+            // Rows longer than what one thread writes at a time, and rows cut anywhere by its end.
+            split_case(&[2, 301, 67], 1, &[300, 1]),
+            split_case(&[130, 67, 7], 2, &[2, 3, 2]),
             narrow_case(&[3, 9, 5], 1, 2, 6),
             narrow_case(&[7, 3], 0, 3, 4),
             narrow_case(&[65, 67, 8], 2, 0, 1),

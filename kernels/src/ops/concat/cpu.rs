@@ -22,7 +22,7 @@ multiversion! {
     fn join_leaf<T: Float>(dst: &mut [T], accum: Accum, parts: &[(usize, Option<&[T]>)], row: usize, at: usize) {
         let mut dst = dst;
         let (mut outer, mut column) = (at / row, at % row);
-        while !dst.is_empty() {
+        loop {
             let mut start = 0;
             for &(width, src) in parts {
                 if column < start + width {
@@ -43,6 +43,9 @@ multiversion! {
                     }
                     column += run;
                     dst = tail;
+                    if dst.is_empty() {
+                        return;
+                    }
                 }
                 start += width;
             }
