@@ -291,3 +291,64 @@ fn reference(x: &[Array], shapes: Shapes, causal: bool, mask: Option<&Array>) ->
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tensor::Device;
+
+    fn tokens(t: &Tape, n: usize) -> Var {
+        let data: Vec<f64> = (0..n * 8).map(|i| (i as f64 * 0.7).sin()).collect();
+        t.constant(Tensor::from_slice(&data, [1, n, 8], Device::Cpu))
+    }
+
+    #[test]
+    fn the_map_is_offered_to_a_tap_that_wants_it() {
+        let t = Tape::inference(None).with_taps(|name| name == "block.attn.probs");
+        let options = Attention {
+            heads: 2,
+            causal: true,
+            scale: 0.5,
+        };
+        let x = tokens(&t, 3);
+        let context = tokens(&t, 2);
+        let run = || {
+            let context = Some((&context, &context));
+            t.scope("attn", || attention(&t, &x, &x, &x, context, None, options))
+        };
+        t.scope("block", run).unwrap();
+        t.scope("other", run).unwrap();
+        let taken = t.taken();
+        let [(name, map)] = &taken[..] else {
+            panic!("one map was asked for, {} taken", taken.len())
+        };
+        assert_eq!(name, "block.attn.probs");
+        assert_eq!(map.dims(), [1, 2, 3, 5]);
+        for (row, p) in map.to_f64_vec().chunks_exact(5).enumerate() {
+            assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+            let seen = 2 + row % 3 + 1;
+            assert!(p[..seen].iter().all(|&p| p > 0.0) && p[seen..].iter().all(|&p| p == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_query_without_keys_gives_zeros_and_no_gradient() {
+        let params = crate::Params::zeros(Default::default(), tensor::DType::F64, Device::Cpu);
+        let t = Tape::training(&params, Default::default());
+        let x = t.leaf(tokens(&t, 3).tensor);
+        let mask = Tensor::from_bools(&[false; 3], [1, 3], Device::Cpu);
+        let options = Attention {
+            heads: 2,
+            causal: false,
+            scale: 0.5,
+        };
+        let y = attention(&t, &x, &x, &x, None, Some(&mask), options).unwrap();
+        assert!(y.tensor.to_f64_vec().iter().all(|&y| y == 0.0));
+        let seed = Tensor::full([1, 3, 8], 1.0, tensor::DType::F64, Device::Cpu);
+        let mut grads = t
+            .backward_from(vec![(y, seed)], crate::ParamGrads::new(&params))
+            .unwrap();
+        let dx = grads.take(&x).unwrap();
+        assert!(dx.to_f64_vec().iter().all(|&dx| dx == 0.0));
+    }
+}

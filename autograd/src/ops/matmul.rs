@@ -301,3 +301,48 @@ fn linear_case(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tensor::{DType, Device};
+
+    #[test]
+    fn a_residual_alone_is_handed_its_gradient() {
+        let params = crate::Params::zeros(Default::default(), DType::F32, Device::Cpu);
+        let t = Tape::training(&params, Default::default());
+        let full = |shape: &[usize], value| Tensor::full(shape, value, DType::F32, Device::Cpu);
+        let (x, weight) = (
+            t.constant(full(&[2, 3], 1.0)),
+            t.constant(full(&[4, 3], 1.0)),
+        );
+        let residual = t.leaf(full(&[2, 4], 5.0));
+        let y = linear(&t, &x, &weight, None, Activation::Gelu, Some(&residual)).unwrap();
+        let seed = full(&[2, 4], 7.0);
+        let address = seed.as_slice::<f32>().unwrap().as_ptr();
+        let mut grads = t
+            .backward_from(vec![(y, seed)], crate::ParamGrads::new(&params))
+            .unwrap();
+        let handed = grads.take(&residual).unwrap();
+        assert_eq!(handed.as_slice::<f32>().unwrap().as_ptr(), address);
+    }
+
+    #[test]
+    fn errors_show_all_operands() {
+        let t = Tape::inference(None);
+        let zeros = |shape: &[usize]| t.constant(Tensor::zeros(shape, DType::F32, Device::Cpu));
+        let (x, weight) = (zeros(&[2, 640]), zeros(&[4, 320]));
+        let error = t
+            .scope("mlp", || {
+                linear(&t, &x, &weight, None, Activation::None, None)
+            })
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "linear: weight expects 320 input features, x has 640\n    \
+             x       [2, 640]  f32  cpu\n    \
+             weight  [4, 320]  f32  cpu\n  \
+             in  mlp"
+        );
+    }
+}
