@@ -8,6 +8,9 @@ use crate::{Accum, Buffer, Float, multiversion, simd};
 
 /// Elements that one block sums.
 const BLOCK: usize = 16 * 1024;
+/// Rows that one block sums into its columns: the rounding error of a sum of many terms that share a mean grows with
+/// their number, so that it is the block's and then the number of blocks', not all rows'.
+const ROWS: usize = 64;
 /// Columns that one part carries sums for: they stay in the first-level cache.
 const COLUMNS: usize = 1024;
 
@@ -43,7 +46,8 @@ pub fn sum<T: Float>(
         (inner.extent, runs, 1)
     };
     let steps = extent(&summed) * pieces;
-    let block = (BLOCK / run.max(1)).max(1);
+    let most = if inner.reduced { BLOCK } else { ROWS };
+    let block = (BLOCK / run.max(1)).clamp(1, most);
     let blocks = steps.div_ceil(block).max(1);
     let rows = extent(&kept);
     assert_eq!(out.len(), rows * width);
