@@ -28,26 +28,26 @@ pub fn sum<T: Float>(
 ) {
     assert_eq!(x.len(), dims.iter().product::<usize>());
     let mut loops = merge(dims, reduced);
-    let inner = loops.pop().unwrap_or(Loop {
-        extent: 1,
-        stride: 1,
-        reduced: false,
-    });
-    let (summed, kept): (Vec<Loop>, Vec<Loop>) = loops.iter().partition(|l| l.reduced);
+    let inner = loops.pop().unwrap_or(Loop::ONE);
+    let (mut summed, kept): (Vec<Loop>, Vec<Loop>) = loops.iter().partition(|l| l.reduced);
     let extent = |loops: &[Loop]| loops.iter().map(|l| l.extent).product::<usize>();
     // A step adds one run of the innermost dimension: to one sum where it is reduced, to as many sums where it stays.
-    let run = inner
-        .extent
-        .min(if inner.reduced { BLOCK } else { COLUMNS });
-    let runs = inner.extent.div_ceil(run.max(1));
-    let (width, tiles, pieces) = if inner.reduced {
-        (1, 1, runs)
+    let most = if inner.reduced { BLOCK } else { COLUMNS };
+    let run = inner.extent.clamp(1, most);
+    let runs = inner.extent.div_ceil(run);
+    // Steps of the last summed loop lie at equal distances.
+    let (width, tiles, last) = if inner.reduced {
+        let pieces = Loop {
+            extent: runs,
+            stride: run,
+            reduced: true,
+        };
+        (1, 1, pieces)
     } else {
-        (inner.extent, runs, 1)
+        (inner.extent, runs, summed.pop().unwrap_or(Loop::ONE))
     };
-    let steps = extent(&summed) * pieces;
-    let most = if inner.reduced { BLOCK } else { ROWS };
-    let block = (BLOCK / run.max(1)).clamp(1, most);
+    let steps = extent(&summed) * last.extent;
+    let block = if inner.reduced { BLOCK / run } else { ROWS };
     let blocks = steps.div_ceil(block).max(1);
     let rows = extent(&kept);
     assert_eq!(out.len(), rows * width);
@@ -56,7 +56,6 @@ pub fn sum<T: Float>(
     let sums = Disjoint::new(partial.as_mut_slice::<T>());
     parallel::for_each(rows * blocks * tiles, x.len(), |part| {
         let (row, blk, tile) = (part / tiles / blocks, part / tiles % blocks, part % tiles);
-        let start = place(row, &kept);
         let first = tile * run;
         let columns = if inner.reduced {
             1
@@ -66,15 +65,20 @@ pub fn sum<T: Float>(
         // SAFETY: every row, block and tile belongs to one part.
         let sums = unsafe { sums.range((row * blocks + blk) * width + first, columns) };
         sums.fill(T::ZERO);
-        for step in blk * block..steps.min((blk + 1) * block) {
-            let at = start + place(step / pieces, &summed);
+        let (mut step, end) = (blk * block, steps.min((blk + 1) * block));
+        while step < end {
+            let (outer, i) = (step / last.extent, step % last.extent);
+            let count = (last.extent - i).min(end - step);
+            let at = place(row, &kept) + place(outer, &summed) + i * last.stride + first;
             if inner.reduced {
-                let first = step % pieces * run;
-                let len = run.min(inner.extent - first);
-                sums[0] = sums[0] + sum_run(&x[at + first..][..len]);
+                let len = (count * run).min(inner.extent - i * run);
+                for run in x[at..at + len].chunks(run) {
+                    sums[0] = sums[0] + sum_run(run);
+                }
             } else {
-                add_run(sums, &x[at + first..][..columns]);
+                add_runs(sums, &x[at..], last.stride, count);
             }
+            step += count;
         }
     });
 
@@ -100,6 +104,14 @@ struct Loop {
     extent: usize,
     stride: usize,
     reduced: bool,
+}
+
+impl Loop {
+    const ONE: Loop = Loop {
+        extent: 1,
+        stride: 1,
+        reduced: false,
+    };
 }
 
 /// The fewest loops, outermost first, that neighbouring dimensions of one kind make.
@@ -138,9 +150,12 @@ multiversion! {
 }
 
 multiversion! {
-    fn add_run<T: Float>(sums: &mut [T], x: &[T]) {
-        for (sum, &x) in sums.iter_mut().zip(x) {
-            *sum = *sum + x;
+    fn add_runs<T: Float>(sums: &mut [T], x: &[T], stride: usize, count: usize) {
+        let width = sums.len();
+        for i in 0..count {
+            for (sum, &x) in sums.iter_mut().zip(&x[i * stride..][..width]) {
+                *sum = *sum + x;
+            }
         }
     }
 }
