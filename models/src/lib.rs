@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod diffusion;
 mod error;
 mod model;
 pub mod nn;
