@@ -5,11 +5,13 @@
 //! of devices, streams or training loops.
 #![forbid(unsafe_code)]
 
+pub mod clip;
 pub mod config;
 pub mod diffusion;
 mod error;
 mod model;
 pub mod nn;
+pub mod prior;
 pub mod text_proj;
 pub mod tokenizer;
 pub mod unet;

@@ -1,0 +1,13 @@
+//! CLIP (Radford et al., "Learning transferable visual models from natural language supervision", 2021) as
+//! transformers names it: a text and an image transformer whose embeddings of a pair agree.
+
+mod config;
+mod contrastive;
+mod encoder;
+mod text;
+mod vision;
+
+pub use config::{CLIPConfig, CLIPTextConfig, CLIPVisionConfig, HiddenActivation};
+pub use contrastive::{CLIPModel, CLIPOutput, LARGEST_LOGIT_SCALE, contrastive_loss};
+pub use text::{CLIPTextModelWithProjection, TextOutput};
+pub use vision::{CLIPVisionModelWithProjection, VisionOutput};
