@@ -15,6 +15,7 @@ pub mod prior;
 pub mod text_proj;
 pub mod tokenizer;
 pub mod unet;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use model::{Class, Library, Loaded, Model, declare};

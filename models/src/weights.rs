@@ -1,0 +1,433 @@
+//! Weight files: safetensors under other libraries' names and in their shapes, and the directories that hold them.
+//!
+//! A component is `<dir>/config.json` beside one weight file, as diffusers and transformers save it. Convolution
+//! weights are [out, kh, kw, in] in memory and [out, in, kh, kw] in files; [`load`] and [`save`] are the one place
+//! where that changes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use autograd::{DType, Device, FileLayout, ParamInfo, ParamLayout, Params};
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use tensor::{Shape, Tensor};
+
+use crate::diffusion::SchedulerConfig;
+use crate::model::{Class, Library, Loaded, Model, declare};
+use crate::{Error, Result};
+
+/// The release of diffusers whose directories are written.
+pub const DIFFUSERS_VERSION: &str = "0.33.1";
+const TRANSFORMERS_VERSION: &str = "4.51.3";
+/// A configuration longer than this is refused before it is parsed.
+const LONGEST_JSON: u64 = 16 << 20;
+
+/// How parameters are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are in memory.
+    Full,
+    /// Rounded to bf16: half the size of f32.
+    Bf16,
+}
+
+impl Library {
+    /// The name of the weight file in a component's directory.
+    pub fn weights_file(self) -> &'static str {
+        match self {
+            Library::Diffusers => "diffusion_pytorch_model.safetensors",
+            Library::Transformers => "model.safetensors",
+        }
+    }
+
+    /// The pickle that older releases wrote instead.
+    fn pickle_file(self) -> &'static str {
+        match self {
+            Library::Diffusers => "diffusion_pytorch_model.bin",
+            Library::Transformers => "pytorch_model.bin",
+        }
+    }
+}
+
+/// Reads a component: its configuration decides what is built, and every weight must fit.
+///
+/// # Errors
+/// Missing, unexpected and mis-shaped weights are all named in one error; pickles are refused with what converts them.
+pub fn load<M: Model>(dir: &Path, dtype: DType, device: Device) -> Result<Loaded<M>> {
+    let config = load_config::<M>(dir)?;
+    let (model, layout) = declare::<M>(&config)?;
+    let path = dir.join(M::CLASS.library.weights_file());
+    let pickle = dir.join(M::CLASS.library.pickle_file());
+    if !path.exists() && pickle.exists() {
+        return Err(Error::Format {
+            reason: format!(
+                "it is a pickle, which can run code when opened; convert it once with: python -c \"import torch, \
+                 safetensors.torch as s; s.save_file(torch.load('{}', weights_only=True), '{}')\"",
+                pickle.display(),
+                path.display()
+            ),
+            path: pickle,
+        });
+    }
+    let params = load_params(&path, M::CLASS.name, layout, dtype, device)?;
+    Ok(Loaded { model, params })
+}
+
+/// Reads a component's configuration.
+pub fn load_config<M: Model>(dir: &Path) -> Result<M::Config> {
+    let path = dir.join("config.json");
+    let mut fields = load_object(&path)?;
+    let class = match fields.get("_class_name") {
+        Some(name) => name.as_str().map(str::to_owned),
+        None => fields["architectures"]
+            .as_array()
+            .and_then(|names| names.first())
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+    };
+    if let Some(class) = class.filter(|class| class != M::CLASS.name) {
+        return Err(Error::Json {
+            path,
+            reason: format!("it describes a {class}, a {} is needed", M::CLASS.name),
+        });
+    }
+    if let Some(fields) = fields.as_object_mut() {
+        fields.retain(|name, _| !name.starts_with('_') && !BOOKKEEPING.contains(&name.as_str()));
+    }
+    parse(fields, path)
+}
+
+/// Fields that say who wrote a file, not what is in it: they are written anew.
+const BOOKKEEPING: [&str; 5] = [
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+];
+
+/// Reads a JSON file that holds one object.
+pub(crate) fn load_object(path: &Path) -> Result<Value> {
+    let size = fs::metadata(path).map_err(Error::read(path))?.len();
+    let reason = if size > LONGEST_JSON {
+        format!("a configuration of {size} bytes is not one")
+    } else {
+        match serde_json::from_slice::<Value>(&fs::read(path).map_err(Error::read(path))?) {
+            Ok(value) if value.is_object() => return Ok(value),
+            Ok(_) => "it must hold a JSON object".into(),
+            Err(error) => format!("it is not valid JSON: {error}"),
+        }
+    };
+    Err(Error::Json {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(value: Value, path: PathBuf) -> Result<T> {
+    serde_json::from_value(value).map_err(|error| Error::Json {
+        path,
+        reason: error.to_string(),
+    })
+}
+
+/// Reads the parameters of a layout from a safetensors file.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_params(
+    path: &Path,
+    class: &'static str,
+    layout: Arc<ParamLayout>,
+    dtype: DType,
+    device: Device,
+) -> Result<Params> {
+    let bytes = fs::read(path).map_err(Error::read(path))?;
+    let malformed = |reason: String| Error::Format {
+        path: path.to_owned(),
+        reason,
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
+
+    let mut stored: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    // A constant counter that older transformers saved beside the weights.
+    stored.retain(|name, _| !name.ends_with("embeddings.position_ids"));
+    let mut differences = Vec::new();
+    let mut found = Vec::with_capacity(layout.len());
+    for (id, info) in layout.iter() {
+        match stored.remove(&info.name) {
+            None => differences.push(format!("{} {} is missing", info.name, info.file_shape())),
+            Some(view) if *view.shape() != *info.file_shape() => differences.push(format!(
+                "{} is {:?}, it must be {}",
+                info.name,
+                view.shape(),
+                info.file_shape()
+            )),
+            Some(view) if !is_float(view.dtype()) => differences.push(format!(
+                "{} holds {:?}, it must hold floating-point numbers",
+                info.name,
+                view.dtype()
+            )),
+            Some(view) => found.push((id, view)),
+        }
+    }
+    let unexpected = stored
+        .iter()
+        .map(|(name, view)| format!("{name} {:?} is unexpected", view.shape()));
+    differences.extend(unexpected);
+    if !differences.is_empty() {
+        return Err(Error::Mismatch {
+            path: path.to_owned(),
+            class,
+            differences,
+        });
+    }
+
+    let mut params = Params::zeros(layout.clone(), dtype, device);
+    for (id, view) in found {
+        params.set(id, &from_file(&view, layout.info(id), device)?)?;
+    }
+    Ok(params)
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// A stored tensor in memory's layout; its dtype is the file's.
+fn from_file(view: &TensorView, info: &ParamInfo, device: Device) -> Result<Tensor> {
+    fn read<T: tensor::Element>(bytes: &[u8], shape: Shape, device: Device) -> Tensor {
+        // Files do not align tensors: the bytes are copied into place.
+        let mut values = vec![T::zeroed(); shape.elements()];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
+        Tensor::from_slice(&values, shape, device)
+    }
+    let (bytes, shape) = (view.data(), info.file_shape());
+    let tensor = match view.dtype() {
+        Dtype::F64 => read::<f64>(bytes, shape, device),
+        Dtype::F16 => read::<f16>(bytes, shape, device),
+        Dtype::BF16 => read::<bf16>(bytes, shape, device),
+        _ => read::<f32>(bytes, shape, device),
+    };
+    Ok(match info.file_layout {
+        FileLayout::Same => tensor,
+        FileLayout::Oihw => tensor.permute(&[0, 2, 3, 1])?,
+    })
+}
+
+/// A parameter as it goes into a file.
+struct Stored {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Stored {
+    fn new(params: &Params, id: autograd::ParamId, precision: Precision) -> Result<Stored> {
+        let info = params.layout().info(id);
+        let value = params.get(id)?;
+        let value = match info.file_layout {
+            FileLayout::Same => value,
+            FileLayout::Oihw => value.permute(&[0, 3, 1, 2])?,
+        };
+        let dtype = match (precision, params.dtype()) {
+            (Precision::Bf16, _) => Dtype::BF16,
+            (Precision::Full, DType::F64) => Dtype::F64,
+            (Precision::Full, _) => Dtype::F32,
+        };
+        Ok(Stored {
+            tensor: value,
+            dtype,
+            shape: info.file_shape().to_vec(),
+        })
+    }
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let x = self.tensor.contiguous();
+        let bytes = match self.dtype {
+            Dtype::BF16 => x
+                .cast(DType::BF16)
+                .to_vec::<bf16>()
+                .map(|v| bytemuck::cast_slice(&v).to_vec()),
+            Dtype::F64 => x.to_vec::<f64>().map(|v| bytemuck::cast_slice(&v).to_vec()),
+            _ => x.to_vec::<f32>().map(|v| bytemuck::cast_slice(&v).to_vec()),
+        };
+        // `Stored::new` chose the dtype that the tensor holds.
+        Cow::Owned(bytes.expect("the dtype was chosen from the tensor's"))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.len() * self.dtype.bitsize() / 8
+    }
+}
+
+/// Writes a component that the class's own library opens as it is. Each file appears whole or not at all.
+pub fn save<M: Model>(dir: &Path, model: &M, params: &Params, precision: Precision) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::write(dir))?;
+    save_params(
+        &dir.join(M::CLASS.library.weights_file()),
+        params,
+        precision,
+    )?;
+    save_config(dir, M::CLASS, model.config(), params.dtype(), precision)
+}
+
+fn save_config(
+    dir: &Path,
+    class: Class,
+    config: &impl Serialize,
+    dtype: DType,
+    precision: Precision,
+) -> Result<()> {
+    let path = dir.join("config.json");
+    let mut fields = to_object(config, &path)?;
+    match class.library {
+        Library::Diffusers => {
+            fields.insert("_class_name".into(), json!(class.name));
+            fields.insert("_diffusers_version".into(), json!(DIFFUSERS_VERSION));
+        }
+        Library::Transformers => {
+            let dtype = match (precision, dtype) {
+                (Precision::Bf16, _) => "bfloat16",
+                (Precision::Full, DType::F64) => "float64",
+                (Precision::Full, _) => "float32",
+            };
+            fields.insert("architectures".into(), json!([class.name]));
+            fields.insert("model_type".into(), json!(model_type(class.name)));
+            fields.insert("torch_dtype".into(), json!(dtype));
+            fields.insert("transformers_version".into(), json!(TRANSFORMERS_VERSION));
+        }
+    }
+    save_json(&path, &Value::Object(fields))
+}
+
+/// transformers' name for the kind of configuration.
+fn model_type(class: &str) -> &'static str {
+    match class {
+        "CLIPTextModelWithProjection" => "clip_text_model",
+        "CLIPVisionModelWithProjection" => "clip_vision_model",
+        _ => "clip",
+    }
+}
+
+pub(crate) fn to_object(value: &impl Serialize, path: &Path) -> Result<Map<String, Value>> {
+    let unwritable = |reason: String| Error::Json {
+        path: path.to_owned(),
+        reason,
+    };
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(unwritable("a configuration must be a JSON object".into())),
+        Err(error) => Err(unwritable(error.to_string())),
+    }
+}
+
+pub(crate) fn save_json(path: &Path, value: &Value) -> Result<()> {
+    atomically(path, |temporary| {
+        fs::write(temporary, format!("{value:#}\n"))
+    })
+}
+
+/// Writes parameters under their names and in PyTorch's shapes.
+pub fn save_params(path: &Path, params: &Params, precision: Precision) -> Result<()> {
+    let views = params
+        .layout()
+        .iter()
+        .map(|(id, info)| Ok((info.name.as_str(), Stored::new(params, id, precision)?)))
+        .collect::<Result<Vec<_>>>()?;
+    // transformers opens only files that say which framework wrote them.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    atomically(path, |temporary| {
+        safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(
+            |error| match error {
+                SafeTensorError::IoError(error) => error,
+                other => io::Error::other(other.to_string()),
+            },
+        )
+    })
+}
+
+/// Writes a file beside `path`, flushes it to the disk, and only then gives it its name.
+fn atomically(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    let finish = || {
+        write(&temporary)?;
+        File::options().write(true).open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(dir)?.sync_all() // the name is on the disk only when its directory is
+    };
+    let outcome = finish();
+    if outcome.is_err() {
+        let _ = fs::remove_file(&temporary); // what matters is the error that is being returned
+    }
+    outcome.map_err(Error::write(path))
+}
+
+/// Reads `scheduler_config.json` of a directory.
+pub fn load_scheduler(dir: &Path) -> Result<SchedulerConfig> {
+    let path = dir.join("scheduler_config.json");
+    let mut fields = load_object(&path)?;
+    let class = &fields["_class_name"];
+    if class != SchedulerConfig::CLASS {
+        let reason = format!("it describes {class}, {} is needed", SchedulerConfig::CLASS);
+        return Err(Error::Json { path, reason });
+    }
+    if let Some(fields) = fields.as_object_mut() {
+        fields.retain(|name, _| !name.starts_with('_'));
+    }
+    let config: SchedulerConfig = parse(fields, path)?;
+    config.check()?;
+    Ok(config)
+}
+
+/// Writes `scheduler_config.json` into a directory.
+pub fn save_scheduler(dir: &Path, config: &SchedulerConfig) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::write(dir))?;
+    let path = dir.join("scheduler_config.json");
+    let mut fields = to_object(config, &path)?;
+    fields.insert("_class_name".into(), json!(SchedulerConfig::CLASS));
+    fields.insert("_diffusers_version".into(), json!(DIFFUSERS_VERSION));
+    save_json(&path, &Value::Object(fields))
+}
+
+/// Cuts a model out of a larger one that has all its parameters under the same names, such as an encoder out of CLIP.
+///
+/// # Errors
+/// If a parameter is missing or has another shape.
+pub fn cut<M: Model>(whole: &Params, config: &M::Config) -> Result<Loaded<M>> {
+    let (model, layout) = declare::<M>(config)?;
+    let mut params = Params::zeros(layout.clone(), whole.dtype(), whole.device());
+    for (id, info) in layout.iter() {
+        let Some(source) = whole.layout().find(&info.name) else {
+            return Err(Error::config(
+                M::CLASS.name,
+                format!("there is no {} to cut out", info.name),
+            ));
+        };
+        params.set(id, &whole.get(source)?)?;
+    }
+    Ok(Loaded { model, params })
+}
