@@ -11,6 +11,7 @@ pub mod diffusion;
 mod error;
 mod model;
 pub mod nn;
+pub mod pipeline;
 pub mod prior;
 pub mod text_proj;
 pub mod tokenizer;
