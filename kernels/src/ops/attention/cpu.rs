@@ -60,8 +60,8 @@ pub fn forward<T: Float>(
                     keys.product(destination(scores, SCORE_STRIDE), q, rows, first, columns);
                     for (i, softmax) in softmax.iter_mut().enumerate().take(rows) {
                         let row = &mut scores[i * SCORE_STRIDE..][..columns];
-                        head.hide(row, mask, start + i, first, T::from_f64(d.scale));
-                        let decay = softmax.extend(row);
+                        head.hide(row, mask, start + i, first);
+                        let decay = softmax.extend(row, T::from_f64(d.scale));
                         if first > 0 && decay != T::ONE {
                             scale(&mut sums[i * stride..][..d.head_dim], decay);
                         }
@@ -201,7 +201,7 @@ pub fn backward<T: Float>(
                     for i in 0..rows {
                         let scores = &mut scores[i * SCORE_STRIDE..][..columns];
                         let dscores = &mut dscores[i * SCORE_STRIDE..][..columns];
-                        head.hide(scores, mask, start + i, first, T::from_f64(d.scale));
+                        head.hide(scores, mask, start + i, first);
                         let lse = lse[part * d.queries + start + i];
                         score_gradients(scores, dscores, lse, products[i], T::from_f64(d.scale));
                     }
@@ -276,9 +276,9 @@ pub fn probabilities<T: Float>(
                 keys.product(tile, q, d.queries, first, columns);
             }
             for (query, row) in map.chunks_exact_mut(d.total()).enumerate() {
-                head.hide(row, mask, query, 0, T::from_f64(d.scale));
+                head.hide(row, mask, query, 0);
                 let mut softmax = Softmax::EMPTY;
-                softmax.extend(row);
+                softmax.extend(row, T::from_f64(d.scale));
                 if softmax.sum != T::ZERO {
                     scale(row, T::ONE / softmax.sum);
                 }
@@ -402,17 +402,9 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Scales a row of products into scores, −∞ for keys that the query does not see. `first` is the row's first key.
-    fn hide<T: Float>(
-        &self,
-        row: &mut [T],
-        mask: Option<&[u8]>,
-        query: usize,
-        first: usize,
-        factor: T,
-    ) {
+    /// Makes −∞ of the scores of keys that the query does not see. `first` is the row's first key.
+    fn hide<T: Float>(&self, row: &mut [T], mask: Option<&[u8]>, query: usize, first: usize) {
         let visible = self.visible(query).saturating_sub(first).min(row.len());
-        scale(&mut row[..visible], factor);
         row[visible..].fill(T::NEG_INFINITY);
         if let Some(mask) = mask {
             let mask = &mask[self.image * self.d.total() + first..];
@@ -510,17 +502,11 @@ impl<T: Float> Softmax<T> {
         sum: T::ZERO,
     };
 
-    /// Replaces a piece by its exponentials relative to the largest score so far, and returns the factor that brings
-    /// what was summed before to the same scale.
-    fn extend(&mut self, piece: &mut [T]) -> T {
-        let largest = self.largest.max(largest(piece));
-        if largest == T::NEG_INFINITY {
-            piece.fill(T::ZERO);
-            return T::ONE;
-        }
-        let decay = (self.largest - largest).exp();
-        self.sum = self.sum * decay + exponentials(piece, largest);
-        self.largest = largest;
+    /// Replaces a piece of unscaled scores by its exponentials relative to the largest score so far, and returns the
+    /// factor that brings what was summed before to the same scale.
+    fn extend(&mut self, piece: &mut [T], scale: T) -> T {
+        let (next, decay) = extend(*self, piece, scale);
+        *self = next;
         decay
     }
 
@@ -535,32 +521,39 @@ impl<T: Float> Softmax<T> {
 }
 
 multiversion! {
-    fn largest<T: Float>(x: &[T]) -> T {
+    fn extend<T: Float>(state: Softmax<T>, piece: &mut [T], scale: T) -> (Softmax<T>, T) {
         let mut lanes = [T::NEG_INFINITY; simd::LANES];
-        for block in x.chunks(simd::LANES) {
-            for (lane, &x) in lanes.iter_mut().zip(block) {
-                *lane = lane.max(x);
+        let mut blocks = piece.chunks_exact_mut(simd::LANES);
+        for block in &mut blocks {
+            for l in 0..simd::LANES {
+                block[l] = block[l] * scale;
+                lanes[l] = lanes[l].max(block[l]);
             }
         }
-        lanes.iter().fold(T::NEG_INFINITY, |a, &b| a.max(b))
-    }
-}
-
-multiversion! {
-    /// x = exp(x − offset); returns the sum.
-    fn exponentials<T: Float>(x: &mut [T], offset: T) -> T {
-        for x in x.iter_mut() {
-            *x = (*x - offset).exp();
+        for (lane, x) in lanes.iter_mut().zip(blocks.into_remainder()) {
+            *x = *x * scale;
+            *lane = lane.max(*x);
         }
-        simd::sum_map(x, |x| x)
+        let largest = lanes.iter().fold(state.largest, |a, &b| a.max(b));
+        if largest == T::NEG_INFINITY {
+            // No key seen so far: −∞ − (−∞) is not a number.
+            piece.fill(T::ZERO);
+            return (state, T::ONE);
+        }
+        for x in piece.iter_mut() {
+            *x = (*x - largest).exp();
+        }
+        let decay = (state.largest - largest).exp();
+        let sum = state.sum * decay + simd::sum_map(piece, |x| x);
+        (Softmax { largest, sum }, decay)
     }
 }
 
 multiversion! {
-    /// Turns scores into probabilities, and the gradients of the probabilities into those of the scores.
+    /// Turns unscaled scores into probabilities, and the gradients of the probabilities into those of the products.
     fn score_gradients<T: Float>(scores: &mut [T], dscores: &mut [T], lse: T, product: T, scale: T) {
         for (score, dscore) in scores.iter_mut().zip(dscores) {
-            *score = (*score - lse).exp();
+            *score = (*score * scale - lse).exp();
             *dscore = *score * (*dscore - product) * scale;
         }
     }
