@@ -1,6 +1,8 @@
 //! Group normalisation of NHWC images with the scale-shift and SiLU that follow it in a U-Net, and its gradients.
 
 mod cpu;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{GroupNormGradients, backward, forward};
 

@@ -1,6 +1,8 @@
 //! Layer normalisation of rows (Ba et al., arXiv 1607.06450), and its gradients.
 
 mod cpu;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{LayerNormGradients, backward, forward};
 
