@@ -1,7 +1,7 @@
 use super::LayerNorm;
 use crate::parallel::{self, Disjoint};
 use crate::simd::{LANES, fold_lanes, sum_map};
-use crate::{Accum, Float, multiversion};
+use crate::{Accum, Buffer, Float, multiversion};
 
 /// Rows of one part: enough work to be worth a thread, few enough to balance.
 const ROWS: usize = 64;
@@ -74,19 +74,24 @@ pub fn backward<T: Float>(
         return;
     }
     // Each part sums its rows in order; the parts' sums are added in order.
-    let parts = parallel::map(d.rows.div_ceil(ROWS), dy.len(), |part| {
+    let parts = d.rows.div_ceil(ROWS);
+    let mut partials = Buffer::uninit(parts * 2 * d.c * size_of::<T>());
+    let part_sums = Disjoint::new(partials.as_mut_slice::<T>());
+    parallel::for_each(parts, dy.len(), |part| {
         let rows = part * ROWS..(part * ROWS + ROWS).min(d.rows);
         let elements = rows.start * d.c..rows.end * d.c;
-        let mut sums = vec![T::ZERO; 2 * d.c];
+        // SAFETY: every part has its own sums.
+        let sums = unsafe { part_sums.range(part * 2 * d.c, 2 * d.c) };
+        sums.fill(T::ZERO);
         let (dgamma, dbeta) = sums.split_at_mut(d.c);
         let (dy, x) = (&dy[elements.clone()], &x[elements]);
         parameter_sums(dgamma, dbeta, dy, x, &mean[rows.clone()], &rstd[rows]);
-        sums
     });
+    let partials = partials.as_slice::<T>();
     let total = |offset: usize, (out, accum): (&mut [T], Accum)| {
         for (j, out) in out.iter_mut().enumerate() {
-            let sum = parts.iter().fold(T::ZERO, |sum, p| sum + p[offset + j]);
-            accum.put(out, sum);
+            let terms = partials.chunks_exact(2 * d.c).map(|sums| sums[offset + j]);
+            accum.put(out, terms.fold(T::ZERO, |sum, x| sum + x));
         }
     };
     dgamma.into_iter().for_each(|dst| total(0, dst));
@@ -100,19 +105,33 @@ multiversion! {
         for (row, dx) in dx.chunks_exact_mut(c).enumerate() {
             let (dy, x) = (&dy[row * c..][..c], &x[row * c..][..c]);
             let (m, r) = (mean[row], rstd[row]);
-            // With g = γ·dy: dx = rstd · (g − mean(g) − x̂ · mean(g·x̂)).
+            // With g = γ·dy: dx = rstd·(g − mean(g) − x̂·mean(g·x̂)).
             let mut sum_g = [T::ZERO; LANES];
             let mut sum_gx = [T::ZERO; LANES];
-            for (j, ((&dy, &x), &gamma)) in dy.iter().zip(x).zip(gamma).enumerate() {
-                let g = gamma * dy;
-                sum_g[j % LANES] = sum_g[j % LANES] + g;
-                sum_gx[j % LANES] = g.mul_add((x - m) * r, sum_gx[j % LANES]);
+            let whole = c / LANES * LANES;
+            for j in (0..whole).step_by(LANES) {
+                let (dy, x, gamma) = (&dy[j..][..LANES], &x[j..][..LANES], &gamma[j..][..LANES]);
+                for l in 0..LANES {
+                    let g = gamma[l] * dy[l];
+                    sum_g[l] = sum_g[l] + g;
+                    sum_gx[l] = g.mul_add(x[l] - m, sum_gx[l]);
+                }
             }
-            let mean_g = fold_lanes(sum_g) / count;
-            let mean_gx = fold_lanes(sum_gx) / count;
-            for (((dx, &dy), &x), &gamma) in dx.iter_mut().zip(dy).zip(x).zip(gamma) {
-                let normal = (x - m) * r;
-                accum.put(dx, r * (gamma * dy - mean_g - normal * mean_gx));
+            for j in whole..c {
+                let g = gamma[j] * dy[j];
+                sum_g[j - whole] = sum_g[j - whole] + g;
+                sum_gx[j - whole] = g.mul_add(x[j] - m, sum_gx[j - whole]);
+            }
+            let offset = fold_lanes(sum_g) / count;
+            let slope = r * r * fold_lanes(sum_gx) / count;
+            let gradients = dx.iter_mut().zip(dy).zip(x).zip(gamma);
+            match accum {
+                Accum::Replace => gradients.for_each(|(((dx, &dy), &x), &gamma)| {
+                    *dx = r * (gamma * dy - offset - (x - m) * slope);
+                }),
+                Accum::Add => gradients.for_each(|(((dx, &dy), &x), &gamma)| {
+                    *dx = *dx + r * (gamma * dy - offset - (x - m) * slope);
+                }),
             }
         }
     }
