@@ -24,11 +24,28 @@ pub(crate) struct Plan {
     pub freq_shift: f64,
 }
 
+impl Plan {
+    /// The residual blocks of a level, which may not take the network's output scale.
+    fn resnet_style(&self, takes_options: bool) -> ResnetStyle {
+        ResnetStyle {
+            output_scale: if takes_options {
+                self.resnet.output_scale
+            } else {
+                1.0
+            },
+            ..self.resnet
+        }
+    }
+}
+
 /// One resolution, on the way down and on the way up.
 pub(crate) struct Level {
     pub channels: usize,
     pub resnets: usize,
+    /// Width of a head on the way down and at the bottom.
     pub head_dim: usize,
+    /// Width of a head on the way up.
+    pub up_head_dim: usize,
     /// Width of context tokens; used by blocks that attend to them.
     pub context: usize,
     pub down: DownBlockKind,
@@ -212,18 +229,23 @@ fn attend(
 }
 
 /// How blocks of `level` attend, on the way down or up.
-fn attention_style(plan: &Plan, level: &Level, kind: Attention) -> Option<AttentionStyle> {
+fn attention_style(
+    plan: &Plan,
+    level: &Level,
+    head_dim: usize,
+    kind: Attention,
+) -> Option<AttentionStyle> {
     let ResnetStyle { groups, eps, .. } = plan.resnet;
     match kind {
         Attention::None => None,
         Attention::Own => Some(AttentionStyle {
-            head_dim: level.head_dim,
+            head_dim,
             norm: Some((groups, eps)),
             context: None,
             output_scale: 1.0,
         }),
         Attention::Context => Some(AttentionStyle {
-            head_dim: level.head_dim,
+            head_dim,
             // diffusers passes no ε to these blocks: its default applies whatever norm_eps says.
             norm: Some((groups, 1e-5)),
             context: Some(level.context),
@@ -306,14 +328,15 @@ impl DownBlock {
             DownBlockKind::ResnetDownsampleBlock2D => (Attention::None, ResampleKind::Resnet),
             DownBlockKind::SimpleCrossAttnDownBlock2D => (Attention::Context, ResampleKind::Resnet),
         };
-        let style = attention_style(plan, level, attention);
+        let resnet = plan.resnet_style(level.down.takes_resnet_options());
+        let style = attention_style(plan, level, level.head_dim, attention);
         let layers = (0..level.resnets)
             .map(|j| {
                 let inputs = if j == 0 { inputs } else { level.channels };
-                Layer::new(p, j, [inputs, level.channels], plan.resnet, style.as_ref())
+                Layer::new(p, j, [inputs, level.channels], resnet, style.as_ref())
             })
             .collect();
-        let downsampler = halve.then(|| Sampler::down(p, level.channels, sampler, plan.resnet));
+        let downsampler = halve.then(|| Sampler::down(p, level.channels, sampler, resnet));
         DownBlock {
             layers,
             downsampler,
@@ -427,7 +450,8 @@ impl UpBlock {
             UpBlockKind::ResnetUpsampleBlock2D => (Attention::None, ResampleKind::Resnet),
             UpBlockKind::SimpleCrossAttnUpBlock2D => (Attention::Context, ResampleKind::Resnet),
         };
-        let style = attention_style(plan, level, attention);
+        let resnet = plan.resnet_style(level.up.takes_resnet_options());
+        let style = attention_style(plan, level, level.up_head_dim, attention);
         let layers = (0..=level.resnets)
             .map(|j| {
                 let inputs = if j == 0 { below } else { level.channels };
@@ -440,12 +464,12 @@ impl UpBlock {
                     p,
                     j,
                     [inputs + skip, level.channels],
-                    plan.resnet,
+                    resnet,
                     style.as_ref(),
                 )
             })
             .collect();
-        let upsampler = double.then(|| Sampler::up(p, level.channels, sampler, plan.resnet));
+        let upsampler = double.then(|| Sampler::up(p, level.channels, sampler, resnet));
         UpBlock { layers, upsampler }
     }
 

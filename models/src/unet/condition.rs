@@ -207,6 +207,15 @@ impl UNet2DConditionConfig {
             &self.down_block_types,
             &self.up_block_types,
         )?;
+        let all_skip = self
+            .down_block_types
+            .iter()
+            .all(|b| b.takes_resnet_options())
+            && self.up_block_types.iter().all(|b| b.takes_resnet_options())
+            && self.mid_block_type != Some(MidBlockKind::UNetMidBlock2D);
+        checks.require(all_skip || !self.resnet_skip_time_act, || {
+            "resnet_skip_time_act needs Resnet and SimpleCrossAttn blocks throughout: the others do not follow it".into()
+        })?;
         let mid = self.mid_block_type.map(|kind| Mid {
             kind,
             output_scale: self.mid_block_scale_factor,
@@ -227,6 +236,8 @@ impl UNet2DConditionConfig {
                     channels: self.block_out_channels[i],
                     resnets: layers[i],
                     head_dim: heads[i],
+                    // diffusers does not reverse this list on the way up.
+                    up_head_dim: heads[levels - 1 - i],
                     context: contexts[i],
                     down: self.down_block_types[i],
                     up: self.up_block_types[levels - 1 - i],
@@ -304,19 +315,16 @@ pub(super) fn check_plan(checks: Checks, plan: &Plan) -> Result<()> {
             )
         })?;
         checks.divides(groups, channels)?;
-        let plain = (DownBlockKind::DownBlock2D, UpBlockKind::UpBlock2D);
-        let resnets = (
-            DownBlockKind::ResnetDownsampleBlock2D,
-            UpBlockKind::ResnetUpsampleBlock2D,
-        );
-        let attends = ![plain, resnets].contains(&(level.down, level.up));
         let mid_attends = i + 1 == plan.levels.len()
             && plan
                 .mid
                 .as_ref()
                 .is_some_and(|mid| mid.pair == Some(Attends::Yes));
-        if attends || mid_attends {
+        if level.down.attends() || mid_attends {
             checks.divides(("attention_head_dim", level.head_dim), channels)?;
+        }
+        if level.up.attends() {
+            checks.divides(("attention_head_dim", level.up_head_dim), channels)?;
         }
     }
     checks.require(plan.levels[0].channels.is_multiple_of(2), || {

@@ -68,3 +68,29 @@ pub enum MidBlockKind {
     UNetMidBlock2D,
     UNetMidBlock2DSimpleCrossAttn,
 }
+
+impl DownBlockKind {
+    pub(crate) fn attends(self) -> bool {
+        use DownBlockKind::{AttnDownBlock2D, SimpleCrossAttnDownBlock2D};
+        matches!(self, AttnDownBlock2D | SimpleCrossAttnDownBlock2D)
+    }
+
+    /// Whether diffusers passes `resnet_out_scale_factor` and `resnet_skip_time_act` on to the block.
+    pub(crate) fn takes_resnet_options(self) -> bool {
+        use DownBlockKind::{ResnetDownsampleBlock2D, SimpleCrossAttnDownBlock2D};
+        matches!(self, ResnetDownsampleBlock2D | SimpleCrossAttnDownBlock2D)
+    }
+}
+
+impl UpBlockKind {
+    pub(crate) fn attends(self) -> bool {
+        use UpBlockKind::{AttnUpBlock2D, SimpleCrossAttnUpBlock2D};
+        matches!(self, AttnUpBlock2D | SimpleCrossAttnUpBlock2D)
+    }
+
+    /// As [`DownBlockKind::takes_resnet_options`].
+    pub(crate) fn takes_resnet_options(self) -> bool {
+        use UpBlockKind::{ResnetUpsampleBlock2D, SimpleCrossAttnUpBlock2D};
+        matches!(self, ResnetUpsampleBlock2D | SimpleCrossAttnUpBlock2D)
+    }
+}

@@ -176,6 +176,7 @@ impl UNet2DConfig {
                     channels: channels[i],
                     resnets: self.layers_per_block,
                     head_dim: self.attention_head_dim.unwrap_or(channels[i]),
+                    up_head_dim: self.attention_head_dim.unwrap_or(channels[i]),
                     context: 1,
                     down: self.down_block_types[i],
                     up: self.up_block_types[levels - 1 - i],
