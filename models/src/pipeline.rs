@@ -237,8 +237,10 @@ impl Pipeline {
         ) -> Result<()> {
             weights::save(&dir.join(name), &loaded.model, &loaded.params, precision)
         }
+        let tokenizer = dir.join("tokenizer");
+        std::fs::create_dir_all(&tokenizer).map_err(Error::write(&tokenizer))?;
         self.tokenizer
-            .save(&dir.join("tokenizer"))
+            .save(&tokenizer)
             .map_err(|e| Error::Request(e.to_string()))?;
         component(dir, "text_encoder", &self.text_encoder, precision)?;
         component(dir, "prior", &self.prior, precision)?;

@@ -1,4 +1,5 @@
 //! Tiny instances of every model, with inputs.
+#![allow(dead_code)] // each test binary uses a part
 
 use autograd::{
     DType, Device, Draw, Init, ParamGrads, Params, Result, StepState, Tape, Tensor, Var,
