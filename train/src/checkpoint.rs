@@ -47,6 +47,28 @@ pub struct Checkpoint {
     pub dir: PathBuf,
 }
 
+impl Checkpoint {
+    /// The checkpoint in `dir`, checked against its manifest.
+    pub fn open(dir: &Path) -> Result<Checkpoint> {
+        let name = dir.file_name().and_then(|n| n.to_str());
+        let step = name.and_then(|n| n.strip_prefix(PREFIX)?.parse().ok());
+        let reason = match step {
+            Some(step) => match verify(dir, step) {
+                Ok(()) => {
+                    let dir = dir.to_path_buf();
+                    return Ok(Checkpoint { step, dir });
+                }
+                Err(reason) => reason,
+            },
+            None => format!("its name is not {PREFIX} and a number"),
+        };
+        Err(Error::usage(format!(
+            "{} is no complete checkpoint ({reason}); give one of a run's checkpoints/, or --resume latest",
+            dir.display()
+        )))
+    }
+}
+
 impl Store {
     /// The checkpoints under `dir`, of which `keep` are kept.
     pub fn new(dir: impl Into<PathBuf>, keep: usize) -> Store {
@@ -54,6 +76,10 @@ impl Store {
             dir: dir.into(),
             keep: keep.max(1),
         }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Writes a checkpoint: `fill` puts the files into the directory that it is given.
@@ -136,17 +162,12 @@ impl Store {
     }
 }
 
-/// Removes a directory if it is there. It loses its manifest first, so that a kill leaves nothing that looks complete.
+/// Removes a checkpoint if it is there. It loses its manifest first, so that a kill leaves nothing that looks complete.
 fn remove(dir: &Path) -> Result<()> {
-    for result in [fs::remove_file(dir.join(MANIFEST)), fs::remove_dir_all(dir)] {
-        match result {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", dir)(e));
-            }
-            _ => {}
-        }
+    match fs::remove_file(dir.join(MANIFEST)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
+        _ => files::remove_dir(dir),
     }
-    Ok(())
 }
 
 /// Forces the files of `dir` to disk and writes their manifest.

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use models::diffusion::Prediction;
+
 use crate::schedule::{Decay, LearningRate};
 use crate::{Error, Result};
 
@@ -63,6 +65,8 @@ impl std::fmt::Display for StageKind {
 pub struct Common {
     pub stage: StageKind,
     pub data: String,
+    pub resolution: usize,
+    pub workers: usize,
     pub max_bad_share: f64,
     pub output_dir: String,
     pub seed: u64,
@@ -102,7 +106,8 @@ impl Common {
     }
 
     fn check(&self) -> Result<()> {
-        let positive: [(&str, f64); 10] = [
+        let positive: [(&str, f64); 11] = [
+            ("resolution", self.resolution as f64),
             ("max_train_steps", self.max_train_steps as f64),
             ("train_batch_size", self.train_batch_size as f64),
             (
@@ -173,7 +178,6 @@ pub struct Clip {
     pub image_size: usize,
     pub patch_size: usize,
     pub projection_dim: usize,
-    pub text_hidden_size: usize,
     pub text_layers: usize,
     pub text_heads: usize,
     pub vision_hidden_size: usize,
@@ -215,6 +219,7 @@ pub struct Upsampler {
     #[serde(flatten)]
     pub common: Common,
     pub sample_size: usize,
+    pub prediction_type: Prediction,
     pub low_size: usize,
     pub crop_size: usize,
     pub block_out_channels: Vec<usize>,

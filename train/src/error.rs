@@ -77,3 +77,13 @@ impl From<crate::data::Error> for Error {
         Error::Failure(error.to_string())
     }
 }
+
+impl From<models::Error> for Error {
+    fn from(error: models::Error) -> Error {
+        match error {
+            // A prompt that is empty, a number of steps out of range.
+            models::Error::Request(_) => Error::Usage(error.to_string()),
+            _ => Error::Failure(error.to_string()),
+        }
+    }
+}

@@ -57,6 +57,33 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Replaces a small directory by what `fill` writes: forced to disk under another name, then renamed.
+///
+/// A crash between the two renames leaves neither name; whoever makes the directory makes it again then.
+pub fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = beside(dir);
+    remove_dir(&temporary)?;
+    create_dir(&temporary)?;
+    fill(&temporary)?;
+    for relative in walk(&temporary)? {
+        let path = temporary.join(relative);
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("flush", &path))?;
+    }
+    remove_dir(dir)?;
+    fs::rename(&temporary, dir).map_err(Error::io("rename", &temporary))?;
+    sync_dir(parent(dir))
+}
+
+/// Removes a directory with all that it holds, if it is there.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// Copies the files of `from` into `to` (which is created), for small trees such as a model directory.
 pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     for relative in walk(from)? {

@@ -1,16 +1,22 @@
 //! Data, training, evaluation and the command line.
 #![forbid(unsafe_code)]
 
+pub mod assemble;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod demo;
 mod error;
 pub mod files;
 pub mod interrupt;
 pub mod metrics;
 pub mod picture;
 pub mod progress;
+pub mod sampling;
 pub mod schedule;
+pub mod stages;
+pub mod step;
+pub mod trainer;
 
 pub use error::{Error, Result};

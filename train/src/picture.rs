@@ -17,6 +17,16 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
+impl From<models::pipeline::Picture> for Picture {
+    fn from(made: models::pipeline::Picture) -> Picture {
+        Picture {
+            width: made.width,
+            height: made.height,
+            rgb: made.rgb,
+        }
+    }
+}
+
 /// The page that pictures are laid out on, and the ink of captions.
 const PAPER: [u8; 3] = [246, 246, 244];
 const INK: [u8; 3] = [40, 40, 40];
@@ -34,27 +44,8 @@ impl Picture {
     /// # Shapes
     /// x [n, h, w, 3] in −1 to 1; values outside are clipped
     pub fn from_tensor(x: &Tensor) -> Result<Vec<Picture>> {
-        let &[_, height, width, 3] = x.dims() else {
-            return Err(Error::failure(format!(
-                "a tensor of shape {} does not hold RGB pictures",
-                x.shape()
-            )));
-        };
-        let values = x.to_f64_vec();
-        let pixels = |picture: &[f64]| -> Vec<u8> {
-            picture
-                .iter()
-                .map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8)
-                .collect()
-        };
-        Ok(values
-            .chunks(height * width * 3)
-            .map(|picture| Picture {
-                width,
-                height,
-                rgb: pixels(picture),
-            })
-            .collect())
+        let pictures = models::pipeline::Picture::from_tensor(x)?;
+        Ok(pictures.into_iter().map(Picture::from).collect())
     }
 
     /// Every pixel as a square of `factor` pixels.

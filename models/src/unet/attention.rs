@@ -110,7 +110,7 @@ impl SpatialAttention {
 }
 
 /// A `Bool` mask [n, l] with `before` and `after` columns of true around it.
-pub(crate) fn extend_mask(mask: &Tensor, before: usize, after: usize) -> Result<Tensor> {
+pub fn extend_mask(mask: &Tensor, before: usize, after: usize) -> Result<Tensor> {
     tensor::Check::new("extend_mask", &[("mask", mask)]).rank("mask", mask, 2)?;
     let [n, l] = [mask.dims()[0], mask.dims()[1]];
     let old = mask.to_vec::<u8>()?;

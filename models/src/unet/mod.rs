@@ -17,7 +17,7 @@ pub use condition::{
 pub use resnet::TimeScaleShift;
 pub use unconditional::{ResampleKind, UNet2DConfig, UNet2DModel};
 
-pub(crate) use attention::extend_mask;
+pub use attention::extend_mask;
 
 /// What every block of a U-Net receives besides its feature map.
 pub(crate) struct Conditioning {

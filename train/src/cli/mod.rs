@@ -3,7 +3,10 @@
 //! Exit codes: 0 done, 1 failed, 2 not understood, 128 + signal stopped by a signal with everything saved.
 
 mod data;
+mod demo;
 mod doctor;
+mod generate;
+mod train;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    Train(train::Train),
+    Generate(generate::Generate),
     #[command(subcommand)]
     Data(data::Command),
     Doctor(doctor::Doctor),
@@ -43,6 +49,9 @@ pub fn main() -> ExitCode {
 
 fn run(Arguments { device, command }: Arguments) -> Result<()> {
     match command {
+        Command::Demo(demo) => demo.run(),
+        Command::Train(train) => train.run(),
+        Command::Generate(generate) => generate.run(device),
         Command::Data(command) => command.run(),
         Command::Doctor(doctor) => doctor.run(device),
     }

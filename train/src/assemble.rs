@@ -1,0 +1,81 @@
+//! From four trained stages to one directory that makes pictures, in the layout that diffusers opens.
+
+use std::path::Path;
+
+use autograd::{Device, Params};
+use models::clip::{CLIPModel, CLIPTextModelWithProjection};
+use models::diffusion::SchedulerConfig;
+use models::pipeline::Pipeline;
+use models::tokenizer::Tokenizer;
+use models::weights::{self, Precision};
+use models::{Loaded, Model, declare};
+
+use crate::config;
+use crate::sampling::Sampling;
+use crate::stages::DTYPE;
+use crate::trainer::model_dir;
+use crate::{Error, Result, files};
+
+/// The runs that a pipeline is made of.
+pub struct Runs<'a> {
+    pub clip: &'a Path,
+    pub prior: &'a Path,
+    pub decoder: &'a Path,
+    pub upsampler: &'a Path,
+}
+
+/// Writes the pipeline of finished runs to `target`, replacing what was there.
+pub fn assemble(
+    runs: &Runs,
+    upsampler: &config::Upsampler,
+    sampling: &Sampling,
+    target: &Path,
+) -> Result<()> {
+    let clip_dir = model_dir(runs.clip);
+    let clip: Loaded<CLIPModel> = weights::load(&clip_dir.join("clip"), DTYPE, Device::Cpu)?;
+    let tokenizer = Tokenizer::from_dir(&clip_dir.join("tokenizer"))
+        .map_err(|e| Error::failure(e.to_string()))?;
+    let decoder = model_dir(runs.decoder);
+    let super_res = model_dir(runs.upsampler).join("upsampler");
+    let pipeline = Pipeline {
+        tokenizer,
+        text_encoder: text_encoder(&clip)?,
+        prior: weights::load(&model_dir(runs.prior).join("prior"), DTYPE, Device::Cpu)?,
+        prior_scheduler: SchedulerConfig::prior(),
+        text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
+        decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,
+        decoder_scheduler: SchedulerConfig::decoder(),
+        // One trained network takes all steps, the last one too.
+        super_res_first: weights::load(&super_res, DTYPE, Device::Cpu)?,
+        super_res_last: weights::load(&super_res, DTYPE, Device::Cpu)?,
+        super_res_scheduler: SchedulerConfig {
+            prediction_type: upsampler.prediction_type,
+            ..SchedulerConfig::upsampler()
+        },
+    };
+    files::replace_dir(target, |dir| {
+        files::create_dir(&dir.join("tokenizer"))?;
+        pipeline.save(dir, Precision::Full)?;
+        weights::save(
+            &dir.join("clip"),
+            &clip.model,
+            &clip.params,
+            Precision::Full,
+        )?;
+        sampling.save(dir)
+    })
+}
+
+/// The text tower of a CLIP, as the pipeline holds it: the same names, without the image tower.
+fn text_encoder(clip: &Loaded<CLIPModel>) -> Result<Loaded<CLIPTextModelWithProjection>> {
+    let (model, layout) = declare::<CLIPTextModelWithProjection>(&clip.model.config().text())?;
+    let mut params = Params::zeros(layout.clone(), DTYPE, Device::Cpu);
+    for (id, info) in layout.iter() {
+        let source =
+            clip.params.layout().find(&info.name).ok_or_else(|| {
+                Error::failure(format!("the CLIP has no parameter {}", info.name))
+            })?;
+        params.set(id, &clip.params.get(source)?)?;
+    }
+    Ok(Loaded { model, params })
+}

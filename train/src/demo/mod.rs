@@ -1,0 +1,207 @@
+//! The whole stack in one go: data → CLIP → prior → decoder → upsampler → accuracy table → pictures.
+//!
+//! Every phase keeps what it finished, so that the same command goes on where it was stopped; what the run will do is
+//! decided once, in `plan.json`.
+
+pub mod plan;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use models::pipeline::{Pipeline, SeededNoise};
+use tensor::Device;
+
+use crate::assemble::{Runs, assemble};
+use crate::checkpoint::tree_hash;
+use crate::config::{Config, StageKind};
+use crate::data::shapes::shards::{MakeShapes, make_shapes};
+use crate::data::shapes::{Split, prompts};
+use crate::interrupt::Interrupt;
+use crate::picture::Picture;
+use crate::progress::{Progress, clock};
+use crate::sampling::{self, Sampling};
+use crate::stages::{DTYPE, source};
+use crate::trainer::{self, Resume, model_dir};
+use crate::{Error, Result, files};
+use plan::{Plan, Settings};
+
+/// Where the demo lives unless told otherwise.
+pub const DEFAULT_DIR: &str = "runs/demo";
+
+/// What a user can change.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub dir: PathBuf,
+    pub minutes: Option<f64>,
+    /// Own captioned pictures in place of the shapes.
+    pub data: Option<String>,
+    /// A plan to follow in place of measuring.
+    pub plan: Option<PathBuf>,
+    pub seed: u64,
+}
+
+/// Runs the demo, or what is left of it.
+pub fn run(request: &Request, interrupt: &Interrupt) -> Result<()> {
+    let began = Instant::now();
+    let dir = &request.dir;
+    files::create_dir(dir)?;
+    let settings = Settings::embedded()?;
+    let (plan, data) = planned(request, &settings, interrupt)?;
+    for planned in &plan.stages {
+        println!(
+            "plan: {} {} steps, about {}",
+            planned.stage,
+            planned.steps,
+            clock(Duration::from_secs_f64(
+                planned.steps as f64 * planned.seconds_per_step
+            ))
+        );
+    }
+    for stage in StageKind::ALL {
+        let config = plan.config(stage, dir, &data)?;
+        trainer::train(&config, &Resume::LatestIfAny, interrupt)?;
+    }
+    let model = assembled(&plan, dir, &data, &settings.sampling)?;
+    let hash = tree_hash(&model)?;
+    samples(&plan, dir, &data, &model, interrupt)?;
+    println!("weights {hash} in {}", model.display());
+    println!(
+        "done in {}: open {}",
+        clock(began.elapsed()),
+        dir.join("samples.png").display()
+    );
+    Ok(())
+}
+
+/// The plan, made and written if there is none, and the data that it is for.
+fn planned(
+    request: &Request,
+    settings: &Settings,
+    interrupt: &Interrupt,
+) -> Result<(Plan, String)> {
+    let path = request.dir.join("plan.json");
+    let kept = Plan::read(&path)?;
+    let given = match &request.plan {
+        Some(path) => Some(
+            Plan::read(path)?
+                .ok_or_else(|| Error::usage(format!("there is no plan at {}", path.display())))?,
+        ),
+        None => None,
+    };
+    if let (Some(kept), Some(given)) = (&kept, &given)
+        && kept != given
+    {
+        return Err(Error::usage(format!(
+            "{} was started with another plan; leave --plan out to go on, or choose another directory with --output",
+            request.dir.display()
+        )));
+    }
+    if let (Some(kept), Some(data)) = (&kept, &request.data)
+        && kept.data.as_ref() != Some(data)
+    {
+        return Err(Error::usage(format!(
+            "{} was started with other data; leave --data out to go on, or choose another directory with --output",
+            request.dir.display()
+        )));
+    }
+    let known = kept.or(given);
+    let own = match &known {
+        Some(plan) => plan.data.clone(),
+        None => request.data.clone(),
+    };
+    let pictures = known.as_ref().map_or(settings.pictures, |p| p.pictures);
+    let seed = known.as_ref().map_or(request.seed, |p| p.seed);
+    let data = match &own {
+        Some(data) => data.clone(),
+        None => shapes(&request.dir, pictures, seed)?,
+    };
+    let plan = match known {
+        Some(plan) => plan,
+        None => plan::measure(
+            settings,
+            request.minutes.unwrap_or(settings.minutes),
+            seed,
+            own.as_deref(),
+            &data,
+            &request.dir.join(".timing"),
+            interrupt,
+        )?,
+    };
+    plan.save(&path)?;
+    Ok((plan, data))
+}
+
+/// Makes the shapes, or finds them made.
+fn shapes(dir: &Path, pictures: usize, seed: u64) -> Result<String> {
+    let out = dir.join("data");
+    let options = MakeShapes {
+        seed,
+        ..MakeShapes::new(&out, pictures)
+    };
+    let mut progress = Progress::new("shapes", pictures as u64, 0);
+    make_shapes(&options, |done| progress.count(done as u64))?;
+    Ok(out.display().to_string())
+}
+
+fn assembled(plan: &Plan, dir: &Path, data: &str, sampling: &Sampling) -> Result<PathBuf> {
+    let target = model_dir(dir);
+    let Config::Upsampler(upsampler) = plan.config(StageKind::Upsampler, dir, data)? else {
+        return Err(Error::failure("the plan's upsampler is none"));
+    };
+    let runs = Runs {
+        clip: &dir.join("clip"),
+        prior: &dir.join("prior"),
+        decoder: &dir.join("decoder"),
+        upsampler: &dir.join("upsampler"),
+    };
+    assemble(&runs, &upsampler, sampling, &target)?;
+    Ok(target)
+}
+
+/// Pictures of the first page.
+const SAMPLES: usize = 24;
+const COLUMNS: usize = 6;
+
+/// Writes `samples.png`: pictures of captions, seen and held out, or of the user's own.
+fn samples(plan: &Plan, dir: &Path, data: &str, model: &Path, interrupt: &Interrupt) -> Result<()> {
+    let pipeline = Pipeline::load(model, DTYPE, Device::Cpu)?;
+    let sampling = Sampling::of_model(model)?;
+    let captions: Vec<String> = match &plan.data {
+        None => [
+            (Split::Seen, 1, 9),
+            (Split::HeldOut, 1, 6),
+            (Split::Seen, 2, 6),
+            (Split::HeldOut, 2, 3),
+        ]
+        .into_iter()
+        .flat_map(|(split, objects, count)| prompts(split, objects, count, plan.seed))
+        .map(|scene| scene.caption(0))
+        .collect(),
+        Some(_) => {
+            let config = plan.config(StageKind::Clip, dir, data)?;
+            let dataset = source::open(config.common())?;
+            dataset.captions(SAMPLES as u64)?
+        }
+    };
+    let noise = SeededNoise {
+        seed: plan.seed,
+        first_image: 0,
+        device: Device::Cpu,
+    };
+    let fitting: Vec<&str> = captions
+        .iter()
+        .map(String::as_str)
+        .filter(|caption| pipeline.tokenizer.encode(caption).is_ok())
+        .collect();
+    let made = sampling::generate(
+        &pipeline,
+        &fitting,
+        &sampling,
+        &noise,
+        interrupt,
+        |_| Ok(()),
+    )?;
+    let pictures: Vec<Picture> = made.pictures.into_iter().map(Picture::from).collect();
+    let captions: Vec<String> = fitting.iter().map(|&c| c.to_owned()).collect();
+    Picture::grid(&pictures, &captions, COLUMNS, 128).save(&dir.join("samples.png"), &[])
+}

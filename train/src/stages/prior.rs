@@ -1,0 +1,159 @@
+//! The prior: predicts the whitened image embedding of a caption from its noisy version (Ramesh et al., 2022, 2.2).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use autograd::ops::randn;
+use autograd::{ParamLayout, Params, Tape, Tensor};
+use models::declare;
+use models::diffusion::{
+    Prediction, Schedule, SchedulerConfig, Weighting, add_noise, denoising_loss, timesteps,
+    uniform_timesteps,
+};
+use models::prior::{PriorConfig, PriorInputs, PriorTransformer, Whitening};
+
+use super::frozen::{FrozenClip, ImageEmbeddings};
+use super::{
+    DTYPE, Loss, Stage, draw, kept, load_component, save_component, source, squared_errors,
+};
+use crate::data::{self, Dataset, Loader};
+use crate::interrupt::Interrupt;
+use crate::picture::Picture;
+use crate::{Result, config};
+
+pub struct Prior {
+    model: PriorTransformer,
+    layout: Arc<ParamLayout>,
+    clip: FrozenClip,
+    dataset: Arc<Dataset>,
+    loader: Loader,
+    schedule: Schedule,
+    config: config::Prior,
+    /// Made by `prepare`.
+    embeddings: Option<ImageEmbeddings>,
+    whitening: Option<Whitening>,
+}
+
+pub struct Batch {
+    ids: Vec<u32>,
+    /// Whitened, [n, d].
+    embeddings: Tensor,
+}
+
+impl Prior {
+    pub fn new(config: &config::Prior, position: u64) -> Result<Prior> {
+        config::check_share("text_drop", config.text_drop)?;
+        let clip = FrozenClip::open(&config.clip)?;
+        let dataset = source::open(&config.common)?;
+        let (model, layout) = declare::<PriorTransformer>(&PriorConfig {
+            num_attention_heads: config.num_attention_heads,
+            attention_head_dim: config.attention_head_dim,
+            num_layers: config.num_layers,
+            embedding_dim: clip.width(),
+            num_embeddings: clip.tokenizer().context_length(),
+            ..PriorConfig::default()
+        })?;
+        Ok(Prior {
+            model,
+            layout,
+            loader: source::loader(&config.common, &dataset, Some(clip.tokenizer()), position)?,
+            clip,
+            dataset,
+            schedule: SchedulerConfig::prior().schedule(),
+            config: config.clone(),
+            embeddings: None,
+            whitening: None,
+        })
+    }
+
+    fn embeddings(&self, batch: &data::Batch) -> Result<Tensor> {
+        match &self.embeddings {
+            Some(known) => known.of(&self.clip, batch),
+            None => self.clip.images(&batch.images, self.dataset.size()),
+        }
+    }
+}
+
+impl Stage for Prior {
+    type Batch = Batch;
+
+    fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    fn prepare(&mut self, params: &mut Params, fresh: bool, interrupt: &Interrupt) -> Result<()> {
+        self.embeddings = Some(ImageEmbeddings::new(&self.clip, &self.dataset, interrupt)?);
+        if fresh {
+            let samples = (self.config.whitening_samples as u64).min(self.dataset.len());
+            let batch =
+                source::preview(&self.config.common, &self.dataset, None, samples as usize)?;
+            let whitening = Whitening::measure(&self.embeddings(&batch)?)?;
+            self.model.set_whitening(params, &whitening)?;
+        }
+        self.whitening = Some(self.model.whitening(params)?);
+        Ok(())
+    }
+
+    fn batch(&mut self) -> Result<Batch> {
+        let batch = self.loader.next_batch()?;
+        let embeddings = self.embeddings(&batch)?;
+        Ok(Batch {
+            embeddings: match &self.whitening {
+                Some(whitening) => whitening.whiten(&embeddings)?,
+                None => embeddings,
+            },
+            ids: batch.token_ids,
+        })
+    }
+
+    fn loss(&self, t: &Tape, batch: &Batch) -> Result<Loss> {
+        let n = batch.embeddings.dims()[0];
+        let mut ids = batch.ids.clone();
+        let keep = kept(t.step(), "prior.text_drop", n, self.config.text_drop);
+        source::drop_texts(&mut ids, &keep, self.clip.empty());
+        let texts = self.clip.texts(&ids)?;
+
+        let at = uniform_timesteps(&draw(t.step(), "prior.timesteps"), n, self.schedule.steps());
+        let x0 = t.constant(batch.embeddings.clone()); // [n, d]
+        let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, d]
+        let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, d]
+        let output = self.model.forward(
+            t,
+            PriorInputs {
+                hidden_states: &noisy,
+                timestep: &t.constant(timesteps(&at, DTYPE, x0.device())),
+                proj_embedding: &t.constant(texts.embeds),
+                encoder_hidden_states: &t.constant(texts.states),
+                attention_mask: Some(&texts.mask),
+            },
+        )?; // [n, d]
+        let errors = squared_errors(&output, &x0);
+        let total = denoising_loss(
+            t,
+            &self.schedule,
+            Prediction::Sample,
+            Weighting::Uniform,
+            &output,
+            &x0,
+            &noise,
+            &at,
+        )?;
+        Ok(Loss {
+            total,
+            parts: Vec::new(),
+            by_time: at.into_iter().zip(errors).collect(),
+        })
+    }
+
+    fn save(&self, params: &Params, dir: &Path) -> Result<()> {
+        save_component(&dir.join("prior"), &self.model, params)
+    }
+
+    fn load(&self, dir: &Path) -> Result<Params> {
+        load_component::<PriorTransformer>(&dir.join("prior"), self.layout.clone())
+    }
+
+    fn samples(&self, _: &Params, _: &Interrupt) -> Result<Option<Picture>> {
+        Ok(None)
+    }
+}

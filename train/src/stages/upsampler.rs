@@ -1,0 +1,264 @@
+//! The upsampler: predicts a large picture from its noisy version and a small one, on random crops (Ramesh et al.,
+//! 2022, section 2.1). The small pictures are sometimes blurred, because those that the decoder makes are not perfect.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use autograd::ops::resize::{self, Filter};
+use autograd::ops::{concat, gaussian_blur, randn};
+use autograd::{Device, ParamLayout, Params, StepState, Tape, Tensor, Var};
+use models::config::Extent;
+use models::declare;
+use models::diffusion::{
+    Schedule, SchedulerConfig, Weighting, add_noise, denoising_loss, timesteps, uniform_timesteps,
+};
+use models::unet::{UNet2DConfig, UNet2DModel};
+
+use super::{
+    DTYPE, Loss, Stage, denoise, draw, kept, load_component, save_component, source,
+    squared_errors, uniform,
+};
+use crate::data::{Dataset, Loader};
+use crate::interrupt::Interrupt;
+use crate::picture::Picture;
+use crate::{Error, Result, config};
+
+pub struct Upsampler {
+    model: UNet2DModel,
+    layout: Arc<ParamLayout>,
+    dataset: Arc<Dataset>,
+    loader: Loader,
+    scheduler: SchedulerConfig,
+    schedule: Schedule,
+    config: config::Upsampler,
+}
+
+pub struct Batch {
+    /// [n, resolution, resolution, 3]
+    images: Vec<u8>,
+}
+
+const PREVIEW: usize = 8;
+const PREVIEW_STEPS: usize = 7;
+
+impl Upsampler {
+    pub fn new(config: &config::Upsampler, position: u64) -> Result<Upsampler> {
+        check(config)?;
+        let dataset = source::open(&config.common)?;
+        let (model, layout) = declare::<UNet2DModel>(&UNet2DConfig {
+            sample_size: Some(Extent::Square(config.sample_size)),
+            layers_per_block: config.layers_per_block,
+            norm_num_groups: config.norm_num_groups,
+            ..UNet2DConfig::upsampler(&config.block_out_channels)
+        })?;
+        let scheduler = SchedulerConfig {
+            prediction_type: config.prediction_type,
+            ..SchedulerConfig::upsampler()
+        };
+        Ok(Upsampler {
+            model,
+            layout,
+            loader: source::loader(&config.common, &dataset, None, position)?,
+            dataset,
+            schedule: scheduler.schedule(),
+            scheduler,
+            config: config.clone(),
+        })
+    }
+
+    /// The small pictures of a batch, some of them blurred, enlarged again.
+    ///
+    /// # Shapes
+    /// small [n, low, low, 3] → [n, size, size, 3]
+    fn enlarged(&self, small: &Tensor, blur: &[Option<f64>]) -> Result<Tensor> {
+        let t = Tape::inference(None);
+        let mut rows = Vec::with_capacity(blur.len());
+        for (i, sigma) in blur.iter().enumerate() {
+            let row = t.constant(small.narrow(0, i, 1)?.contiguous()); // [1, low, low, 3]
+            rows.push(match *sigma {
+                Some(sigma) => {
+                    gaussian_blur::gaussian_blur(&t, &row, self.config.blur_kernel, sigma)?
+                }
+                None => row,
+            });
+        }
+        let rows: Vec<&Var> = rows.iter().collect();
+        let all = concat::concat(&t, &rows, 0)?;
+        let side = self.config.sample_size;
+        let all = resize::resize(&t, &all, side, side, Filter::BicubicAntialias)?;
+        Ok(all.tensor().clone())
+    }
+
+    /// For each picture the deviation of its blur, if it is blurred.
+    fn blurs(&self, at: StepState, n: usize) -> Vec<Option<f64>> {
+        let config = &self.config;
+        let sharp = kept(at, "upsampler.blurs", n, config.blur_probability);
+        let where_between = uniform(at, "upsampler.sigma", n);
+        sharp
+            .into_iter()
+            .zip(where_between)
+            .map(|(sharp, u)| {
+                let span = config.blur_sigma_max - config.blur_sigma_min;
+                (!sharp).then_some(config.blur_sigma_min + u * span)
+            })
+            .collect()
+    }
+
+    /// # Shapes
+    /// noisy and enlarged [n, h, w, 3] → [n, h, w, 3]
+    fn predict(
+        &self,
+        t: &Tape,
+        noisy: &Var,
+        enlarged: &Var,
+        steps: &[usize],
+    ) -> autograd::Result<Var> {
+        let input = concat::concat(t, &[noisy, enlarged], 3)?; // [n, h, w, 6]
+        let steps = t.constant(timesteps(steps, DTYPE, Device::Cpu));
+        self.model.forward(t, &input, &steps, None)
+    }
+}
+
+fn check(config: &config::Upsampler) -> Result<()> {
+    config::check_share("blur_probability", config.blur_probability)?;
+    source::check_divides(config.common.resolution, "sample_size", config.sample_size)?;
+    source::check_divides(config.sample_size, "low_size", config.low_size)?;
+    let reason = if !(1..=config.sample_size).contains(&config.crop_size) {
+        format!(
+            "crop_size = {} must lie between 1 and sample_size",
+            config.crop_size
+        )
+    } else if config.blur_kernel.is_multiple_of(2) || config.blur_kernel / 2 >= config.low_size {
+        format!(
+            "blur_kernel = {} must be odd and below twice low_size",
+            config.blur_kernel
+        )
+    } else if !(config.blur_sigma_min > 0.0 && config.blur_sigma_max >= config.blur_sigma_min) {
+        "blur_sigma_min must be above zero and blur_sigma_max not below it".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(reason))
+}
+
+/// A square out of each picture, at a place of its own.
+///
+/// # Shapes
+/// x [n, h, w, 3] → [n, side, side, 3]
+fn crops(x: &Tensor, corners: &[(usize, usize)], side: usize) -> Result<Tensor> {
+    let &[n, height, width, channels] = x.dims() else {
+        return Err(Error::failure("pictures to crop must be [n, h, w, c]"));
+    };
+    let values = x.as_slice::<f32>()?;
+    let mut out = Vec::with_capacity(n * side * side * channels);
+    for (picture, &(top, left)) in values.chunks(height * width * channels).zip(corners) {
+        for y in top..top + side {
+            let start = (y * width + left) * channels;
+            out.extend_from_slice(&picture[start..start + side * channels]);
+        }
+    }
+    Ok(Tensor::from_slice(
+        &out,
+        [n, side, side, channels],
+        x.device(),
+    ))
+}
+
+impl Stage for Upsampler {
+    type Batch = Batch;
+
+    fn layout(&self) -> &Arc<ParamLayout> {
+        &self.layout
+    }
+
+    fn prepare(&mut self, _: &mut Params, _: bool, _: &Interrupt) -> Result<()> {
+        Ok(())
+    }
+
+    fn batch(&mut self) -> Result<Batch> {
+        Ok(Batch {
+            images: self.loader.next_batch()?.images,
+        })
+    }
+
+    fn loss(&self, t: &Tape, batch: &Batch) -> Result<Loss> {
+        let config = &self.config;
+        let resolution = config.common.resolution;
+        let large = source::shrunk(&batch.images, resolution, config.sample_size); // [n, h, w, 3]
+        let small = source::shrunk(&batch.images, resolution, config.low_size);
+        let n = large.dims()[0];
+        let enlarged = self.enlarged(&small, &self.blurs(t.step(), n))?; // [n, h, w, 3]
+        let places = config.sample_size - config.crop_size + 1;
+        let place = |u: f64| (u * places as f64) as usize;
+        let corners: Vec<(usize, usize)> = uniform(t.step(), "upsampler.top", n)
+            .into_iter()
+            .zip(uniform(t.step(), "upsampler.left", n))
+            .map(|(top, left)| (place(top), place(left)))
+            .collect();
+        let x0 = t.constant(crops(&large, &corners, config.crop_size)?); // [n, crop, crop, 3]
+        let enlarged = t.constant(crops(&enlarged, &corners, config.crop_size)?);
+
+        let at = uniform_timesteps(
+            &draw(t.step(), "upsampler.timesteps"),
+            n,
+            self.schedule.steps(),
+        );
+        let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?;
+        let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, crop, crop, 3]
+        let output = self.predict(t, &noisy, &enlarged, &at)?; // [n, crop, crop, 3]
+        let errors = match config.prediction_type {
+            models::diffusion::Prediction::Sample => squared_errors(&output, &x0),
+            _ => squared_errors(&output, &noise),
+        };
+        let total = denoising_loss(
+            t,
+            &self.schedule,
+            config.prediction_type,
+            Weighting::Uniform,
+            &output,
+            &x0,
+            &noise,
+            &at,
+        )?;
+        Ok(Loss {
+            total,
+            parts: Vec::new(),
+            by_time: at.into_iter().zip(errors).collect(),
+        })
+    }
+
+    fn save(&self, params: &Params, dir: &Path) -> Result<()> {
+        save_component(&dir.join("upsampler"), &self.model, params)
+    }
+
+    fn load(&self, dir: &Path) -> Result<Params> {
+        load_component::<UNet2DModel>(&dir.join("upsampler"), self.layout.clone())
+    }
+
+    /// Small pictures of the data, what the network makes of them, and the true ones, from top to bottom.
+    fn samples(&self, params: &Params, interrupt: &Interrupt) -> Result<Option<Picture>> {
+        let config = &self.config;
+        let preview = source::preview(&config.common, &self.dataset, None, PREVIEW)?;
+        let resolution = config.common.resolution;
+        let large = source::shrunk(&preview.images, resolution, config.sample_size);
+        let small = source::shrunk(&preview.images, resolution, config.low_size);
+        let enlarged = self.enlarged(&small, &[None; PREVIEW])?;
+        let made = denoise(
+            &self.scheduler,
+            PREVIEW_STEPS,
+            large.dims(),
+            interrupt,
+            |step, x| {
+                let t = Tape::inference(Some(params));
+                let enlarged = t.constant(enlarged.clone());
+                let steps = [step; PREVIEW];
+                let output = self.predict(&t, &t.constant(x.clone()), &enlarged, &steps)?;
+                Ok(output.tensor().clone())
+            },
+        )?;
+        let mut pictures = Picture::from_tensor(&small)?;
+        pictures.extend(Picture::from_tensor(&made)?);
+        pictures.extend(Picture::from_tensor(&large)?);
+        Ok(Some(Picture::grid(&pictures, &[], PREVIEW, 96)))
+    }
+}

@@ -1,0 +1,220 @@
+//! One training step: forward, backward, gradient norm, and the fused update of weights, moments and average.
+
+use autograd::{Decay, Device, ParamGrads, ParamLayout, Params, StepState, Tape, Var};
+use tensor::Tensor;
+use tensor::ops::optimizer::{self, AdamW, Arenas, Run, clip_factor};
+
+use crate::config::Common;
+use crate::{Error, Result};
+
+/// Everything that a step reads and writes, in arenas of one layout.
+pub struct Step {
+    pub params: Params,
+    /// The averaged weights, which sampling uses.
+    pub ema: Tensor,
+    /// First moment.
+    pub exp_avg: Tensor,
+    /// Second moment.
+    pub exp_avg_sq: Tensor,
+    /// `None` only after an error.
+    grads: Option<ParamGrads>,
+    runs: Vec<Run>,
+    settings: Settings,
+}
+
+/// What stays the same from step to step.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    seed: u64,
+    micro_steps: usize,
+    batch: usize,
+    adamw: AdamW,
+    max_grad_norm: f64,
+    ema_decay: f64,
+}
+
+/// What a step gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    pub loss: f64,
+    /// Of the gradient, before it is clipped.
+    pub norm: f64,
+}
+
+impl Step {
+    pub fn new(params: Params, common: &Common) -> Step {
+        let zeros = || {
+            Tensor::zeros(
+                [params.layout().arena_len()],
+                params.dtype(),
+                params.device(),
+            )
+        };
+        Step {
+            ema: params.arena().detach_copy(),
+            exp_avg: zeros(),
+            exp_avg_sq: zeros(),
+            grads: None,
+            runs: runs(params.layout()),
+            settings: Settings {
+                seed: common.seed,
+                micro_steps: common.gradient_accumulation_steps,
+                batch: common.train_batch_size,
+                adamw: AdamW {
+                    beta1: common.adam_beta1,
+                    beta2: common.adam_beta2,
+                    eps: common.adam_epsilon,
+                    weight_decay: common.adam_weight_decay,
+                },
+                max_grad_norm: common.max_grad_norm,
+                ema_decay: common.ema_decay,
+            },
+            params,
+        }
+    }
+
+    /// The averaged weights as parameters. They share storage: drop them before the next step.
+    pub fn averaged(&self) -> Result<Params> {
+        Ok(Params::from_arena(
+            self.params.layout().clone(),
+            self.ema.clone(),
+        )?)
+    }
+
+    /// Takes step number `step` (from 0). `loss` is called for each micro-step with its tape, and may be called again
+    /// with the same to find where a number stopped being finite.
+    ///
+    /// # Errors
+    /// If the loss or the gradient is not finite: names the first op and module that made it so. Weights are then as
+    /// they were before the step.
+    pub fn take(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        mut loss: impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Result<Outcome> {
+        let mut mean = 0.0;
+        for micro in 0..self.settings.micro_steps {
+            mean +=
+                self.accumulate(step, micro, false, &mut loss)? / self.settings.micro_steps as f64;
+        }
+        let norm = match &mut self.grads {
+            Some(grads) => optimizer::gradient_norm(grads.finish()?)?,
+            None => f64::NAN,
+        };
+        if !(mean.is_finite() && norm.is_finite()) {
+            return Err(self.blame(step, mean, &mut loss));
+        }
+        self.update(step, learning_rate, norm)?;
+        Ok(Outcome { loss: mean, norm })
+    }
+
+    /// Adds one micro-step's gradients, and returns its loss.
+    fn accumulate(
+        &mut self,
+        step: u64,
+        micro: usize,
+        check_finite: bool,
+        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Result<f64> {
+        let Settings {
+            seed,
+            micro_steps,
+            batch,
+            ..
+        } = self.settings;
+        let first = step * (micro_steps * batch) as u64 + (micro * batch) as u64;
+        let counters = StepState {
+            seed,
+            // `Common::check` keeps both below 2^32.
+            step: step as u32,
+            first_sample: first as u32,
+        };
+        let mut grads = match self.grads.take() {
+            Some(grads) => grads,
+            None => ParamGrads::new(&self.params),
+        };
+        if micro == 0 {
+            grads.clear();
+        }
+        let mut t = Tape::training(&self.params, counters);
+        if check_finite {
+            t = t.with_finite_checks();
+        }
+        let total = loss(&t, micro)?;
+        let value = total.tensor().item()?;
+        let seed = 1.0 / micro_steps as f64;
+        let seed = Tensor::full(total.tensor().shape(), seed, total.dtype(), total.device());
+        self.grads = Some(t.backward_from(vec![(total, seed)], grads)?.into_params());
+        Ok(value)
+    }
+
+    fn update(&mut self, step: u64, learning_rate: f64, norm: f64) -> Result<()> {
+        let Settings {
+            adamw,
+            max_grad_norm,
+            ema_decay,
+            ..
+        } = self.settings;
+        // An average over the steps so far, until there are enough of them.
+        let ema_decay = ema_decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        let factor = clip_factor(norm, max_grad_norm);
+        let scalars = adamw.at(step + 1, learning_rate, factor, ema_decay);
+        let Some(grads) = &mut self.grads else {
+            return Err(Error::failure("a step made no gradients"));
+        };
+        let arenas = Arenas {
+            parameters: self.params.arena_mut(),
+            gradient: grads.finish()?,
+            m: &mut self.exp_avg,
+            v: &mut self.exp_avg_sq,
+            ema: Some(&mut self.ema),
+        };
+        Ok(optimizer::update(arenas, &scalars, &self.runs)?)
+    }
+
+    /// Runs a step again with every op checked, to name the first whose output is not finite.
+    fn blame(
+        &mut self,
+        step: u64,
+        loss_value: f64,
+        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Error {
+        self.grads = None;
+        let found = (0..self.settings.micro_steps)
+            .find_map(|micro| self.accumulate(step, micro, true, loss).err());
+        let advice =
+            "the last checkpoint is kept: lower learning_rate or max_grad_norm and resume from it";
+        match found {
+            Some(error) => Error::failure(format!(
+                "the loss is not finite at step {step} ({loss_value}); {advice}\n{error}"
+            )),
+            None => Error::failure(format!(
+                "the gradient is not finite at step {step} although every op's output is (its norm overflows); {advice}"
+            )),
+        }
+    }
+}
+
+/// Neighbours in the arena that the optimiser treats alike, as one run. The padding between them has no gradient.
+fn runs(layout: &ParamLayout) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (_, info) in layout.iter() {
+        let decay = match info.decay {
+            Decay::Yes => optimizer::Decay::Yes,
+            Decay::No => optimizer::Decay::No,
+            Decay::Frozen => optimizer::Decay::Frozen,
+        };
+        let (start, end) = (info.offset, info.offset + info.shape.elements());
+        match runs.last_mut() {
+            Some(last) if last.decay == decay => last.end = end,
+            _ => runs.push(Run { start, end, decay }),
+        }
+    }
+    runs
+}
+
+/// Values read from a file as an arena, if there are as many as it needs.
+pub fn arena(values: &[f32], len: usize) -> Option<Tensor> {
+    (values.len() == len).then(|| Tensor::from_slice(values, [len], Device::Cpu))
+}
