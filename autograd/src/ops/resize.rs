@@ -87,18 +87,15 @@ fn case(shape: [usize; 4], out: [usize; 2], filter: Filter) -> Case {
         inputs: vec![Input::normal("x", &shape)],
         run: Box::new(move |t, x| Ok(vec![resize(t, &x[0], out_h, out_w, filter)?])),
         reference: Box::new(move |x: &[Array]| {
+            let columns = Array::from_fn(&[out_h, h], |i| weight(filter, h, out_h, i[0], i[1]));
+            let rows = Array::from_fn(&[out_w, w], |i| weight(filter, w, out_w, i[0], i[1]));
+            let tall = Array::from_fn(&[n, out_h, w, c], |i| {
+                let terms = (0..h).map(|y| columns.at(&[i[1], y]) * x[0].at(&[i[0], y, i[2], i[3]]));
+                terms.sum()
+            });
             vec![Array::from_fn(&[n, out_h, out_w, c], |i| {
-                let mut sum = 0.0;
-                for y in 0..h {
-                    for z in 0..w {
-                        let weight = weight(filter, h, out_h, i[1], y)
-                            * weight(filter, w, out_w, i[2], z);
-                        if weight != 0.0 {
-                            sum += weight * x[0].at(&[i[0], y, z, i[3]]);
-                        }
-                    }
-                }
-                sum
+                let terms = (0..w).map(|z| rows.at(&[i[2], z]) * tall.at(&[i[0], i[1], z, i[3]]));
+                terms.sum()
             })]
         }),
         cost: Cost {
