@@ -1,0 +1,230 @@
+//! The command line from outside: every bad input ends with one clear sentence, the right exit code, and nothing lost.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn unclip(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unclip"))
+        .args(arguments)
+        .current_dir(dir)
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap()
+}
+
+/// The one sentence that a command fails with.
+#[track_caller]
+fn refused(output: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(
+        !said.contains("panicked") && !said.contains("backtrace"),
+        "{said}"
+    );
+    said
+}
+
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+const CLIP: &str = r#"
+stage = "clip"
+data = "data"
+output_dir = "clip"
+resolution = 16
+max_train_steps = 2
+train_batch_size = 4
+checkpointing_steps = 1
+logging_steps = 1
+vocab_size = 640
+image_size = 16
+patch_size = 4
+projection_dim = 16
+text_layers = 1
+text_heads = 2
+vision_hidden_size = 16
+vision_layers = 1
+vision_heads = 2
+"#;
+
+/// A folder with shards of twelve pictures and a configuration for a tiny CLIP.
+fn workspace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let shapes = [
+        "data",
+        "make-shapes",
+        "-o",
+        "data",
+        "-c",
+        "12",
+        "--size",
+        "16",
+        "--per-shard",
+        "6",
+    ];
+    succeeded(&unclip(dir.path(), &shapes));
+    fs::write(dir.path().join("clip.toml"), CLIP).unwrap();
+    dir
+}
+
+#[test]
+fn what_is_not_understood_is_refused_with_a_suggestion() {
+    let dir = workspace();
+    let train = |overrides: &[&str]| {
+        let mut arguments = vec!["train", "clip.toml"];
+        arguments.extend(overrides);
+        refused(&unclip(dir.path(), &arguments), 2)
+    };
+    assert!(train(&["learning_rat=1"]).contains("did you mean learning_rate?"));
+    assert!(train(&["train_batch_size=many"]).contains("wants a whole number"));
+    assert!(train(&["image_size=12"]).contains("must divide resolution"));
+    assert!(train(&["--resume", "latest"]).contains("no complete checkpoint"));
+    let missing = refused(&unclip(dir.path(), &["train", "none.toml"]), 2);
+    assert!(missing.contains("cannot read none.toml"), "{missing}");
+    let command = refused(&unclip(dir.path(), &["demoo"]), 2);
+    assert!(command.contains("demo"), "{command}");
+    let device = refused(&unclip(dir.path(), &["--device", "gpu", "doctor"]), 2);
+    assert!(device.contains("cpu"), "{device}");
+    let minutes = refused(&unclip(dir.path(), &["demo", "--minutes", "0"]), 2);
+    assert!(
+        minutes.contains("--minutes must be above zero"),
+        "{minutes}"
+    );
+    let model = refused(&unclip(dir.path(), &["generate", "-p", "a red circle"]), 2);
+    assert!(model.contains("run `unclip demo` first"), "{model}");
+}
+
+#[test]
+fn bad_data_is_named_and_stops_a_run_where_there_is_too_much() {
+    let dir = workspace();
+    let shard = dir.path().join("data/00001.tar");
+    let whole = fs::read(&shard).unwrap();
+
+    // One byte inside a PNG: the sample is skipped, counted and named.
+    let mut corrupt = whole.clone();
+    let png = corrupt.windows(4).position(|w| w == b"IHDR").unwrap();
+    corrupt[png] ^= 0xFF;
+    fs::write(&shard, &corrupt).unwrap();
+    let inspect = ["data", "inspect", "data", "--max-bad-share", "0.2"];
+    let said = succeeded(&unclip(dir.path(), &inspect));
+    assert!(said.contains("1 that cannot be used"), "{said}");
+    assert!(said.contains("00001.tar:"), "{said}");
+    let run = ["train", "clip.toml", "max_bad_share=0.2"];
+    assert!(succeeded(&unclip(dir.path(), &run)).contains("1 samples cannot be used"));
+    let strict = [
+        "train",
+        "clip.toml",
+        "max_bad_share=0.01",
+        "output_dir=strict",
+    ];
+    let said = refused(&unclip(dir.path(), &strict), 1);
+    assert!(said.contains("more than the allowed 1.0 %"), "{said}");
+
+    fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    let said = refused(&unclip(dir.path(), &["data", "inspect", "data"]), 1);
+    assert!(said.contains("00001.tar is truncated"), "{said}");
+    let said = refused(&unclip(dir.path(), &["data", "inspect", "nothing.tar"]), 1);
+    assert!(said.contains("nothing.tar"), "{said}");
+}
+
+#[test]
+fn a_run_directory_that_cannot_be_written_says_so() {
+    let dir = workspace();
+    fs::write(dir.path().join("file"), "in the way").unwrap();
+    let said = refused(
+        &unclip(dir.path(), &["train", "clip.toml", "output_dir=file/run"]),
+        1,
+    );
+    assert!(said.contains("cannot create file/run"), "{said}");
+    let said = refused(&unclip(dir.path(), &["demo", "-o", "file/run"]), 1);
+    assert!(said.contains("cannot create file/run"), "{said}");
+    // Processes that may do everything cannot be kept out of a directory by its permissions.
+    #[cfg(target_os = "linux")]
+    {
+        let said = refused(
+            &unclip(dir.path(), &["train", "clip.toml", "output_dir=/proc/run"]),
+            1,
+        );
+        assert!(said.contains("cannot create /proc/run"), "{said}");
+    }
+}
+
+/// A limit on the size of files stands in for a full disk: writing fails in the middle of a checkpoint.
+#[test]
+fn a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_later() {
+    let dir = workspace();
+    succeeded(&unclip(dir.path(), &["train", "clip.toml"]));
+    let more = "max_train_steps=4";
+    let binary = env!("CARGO_BIN_EXE_unclip");
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f 8; exec '{binary}' train clip.toml {more} --resume latest"
+    );
+    let output = Command::new("sh")
+        .args(["-c", &limited])
+        .current_dir(dir.path())
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
+    let said = refused(&output, 1);
+    assert!(said.contains("cannot write"), "{said}");
+    let names = fs::read_dir(dir.path().join("clip/checkpoints")).unwrap();
+    let mut names: Vec<String> = names
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-00000001", "step-00000002"]);
+    let on = succeeded(&unclip(
+        dir.path(),
+        &["train", "clip.toml", more, "--resume", "latest"],
+    ));
+    assert!(
+        on.contains("goes on from clip/checkpoints/step-00000002"),
+        "{on}"
+    );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_with_a_warning() {
+    let dir = workspace();
+    succeeded(&unclip(dir.path(), &["train", "clip.toml"]));
+    let weights = dir
+        .path()
+        .join("clip/checkpoints/step-00000002/clip/model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 7]).unwrap();
+    let output = unclip(dir.path(), &["train", "clip.toml", "--resume", "latest"]);
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(succeeded(&output).contains("goes on from clip/checkpoints/step-00000001"));
+    assert!(warned.contains("step-00000002 is damaged"), "{warned}");
+}
+
+#[test]
+fn weights_that_are_missing_or_of_another_shape_are_named() {
+    let dir = workspace();
+    succeeded(&unclip(dir.path(), &["train", "clip.toml"]));
+    let wider = [
+        "train",
+        "clip.toml",
+        "max_train_steps=3",
+        "vision_hidden_size=32",
+        "--resume",
+        "latest",
+    ];
+    let said = refused(&unclip(dir.path(), &wider), 1);
+    assert!(said.contains("vision_model"), "{said}");
+    let prior = "stage = \"prior\"\ndata = \"data\"\nresolution = 16\nclip = \"clip\"\noutput_dir = \"prior\"\n";
+    fs::write(dir.path().join("prior.toml"), prior).unwrap();
+    fs::remove_file(dir.path().join("clip/model/clip/model.safetensors")).unwrap();
+    let said = refused(&unclip(dir.path(), &["train", "prior.toml"]), 1);
+    assert!(said.contains("model.safetensors"), "{said}");
+    let said = refused(
+        &unclip(dir.path(), &["train", "prior.toml", "clip=nowhere"]),
+        2,
+    );
+    assert!(said.contains("nowhere"), "{said}");
+}
