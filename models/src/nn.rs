@@ -31,6 +31,11 @@ impl Linear {
         Linear::with(p, name, [inputs, outputs], init, Some(init))
     }
 
+    /// Starts at zero: ADM's last layer of every residual branch, so that each block begins as the identity.
+    pub fn zeros(p: &mut ParamsBuilder, name: &'static str, channels: [usize; 2]) -> Linear {
+        Linear::with(p, name, channels, Init::Zeros, Some(Init::Zeros))
+    }
+
     /// `weight` and `bias` initialised as given; no bias where `bias` is `None`.
     pub fn with(
         p: &mut ParamsBuilder,
@@ -90,11 +95,32 @@ impl Conv2d {
         kernel: usize,
         stride: usize,
     ) -> Conv2d {
+        let init = fan_in_uniform(inputs * kernel * kernel);
+        Conv2d::with(p, name, [inputs, outputs], kernel, stride, init)
+    }
+
+    /// Starts at zero: ADM's last layer of every residual branch, so that each block begins as the identity.
+    pub fn zeros(
+        p: &mut ParamsBuilder,
+        name: &'static str,
+        channels: [usize; 2],
+        kernel: usize,
+    ) -> Conv2d {
+        Conv2d::with(p, name, channels, kernel, 1, Init::Zeros)
+    }
+
+    fn with(
+        p: &mut ParamsBuilder,
+        name: &'static str,
+        [inputs, outputs]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        init: Init,
+    ) -> Conv2d {
         let geometry = Conv {
             stride,
             padding: (kernel - 1) / 2,
         };
-        let init = fan_in_uniform(inputs * kernel * kernel);
         let p = &mut p.at(name);
         let weight = p.declare_conv("weight", [outputs, kernel, kernel, inputs], init);
         let bias = p.declare("bias", [outputs], init, Decay::No);

@@ -56,7 +56,7 @@ impl SpatialAttention {
                 add_k_proj: Linear::new(p, "add_k_proj", width, channels),
                 add_v_proj: Linear::new(p, "add_v_proj", width, channels),
             }),
-            to_out: Linear::new(p, "to_out.0", channels, channels),
+            to_out: Linear::zeros(p, "to_out.0", [channels, channels]),
             heads,
             scale: 1.0 / (style.head_dim as f64).sqrt(),
             output_scale: style.output_scale,

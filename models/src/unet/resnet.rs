@@ -74,7 +74,7 @@ impl ResnetBlock2D {
             conv1: Conv2d::new(p, "conv1", [inputs, outputs], 3, 1),
             time_emb_proj: Linear::new(p, "time_emb_proj", time_channels, time_outputs),
             norm2: GroupNorm::new(p, "norm2", outputs, groups, eps),
-            conv2: Conv2d::new(p, "conv2", [outputs, outputs], 3, 1),
+            conv2: Conv2d::zeros(p, "conv2", [outputs, outputs], 3),
             conv_shortcut: (inputs != outputs)
                 .then(|| Conv2d::new(p, "conv_shortcut", [inputs, outputs], 1, 1)),
             resample,
