@@ -1,0 +1,98 @@
+//! How far a result may be from the truth.
+//!
+//! **f64** against the naive reference: 1e-9 of the largest value, over 10⁶ times the rounding of one operation, and far
+//! below any mistake in a formula. The worst that was measured over all ops is printed with every run.
+//!
+//! **f32** against f64, on the same numbers: `max|y − y64| ≤ 2·max|naive − y64| + 2 ulp` (of the largest value), and the
+//! same for the root of the mean square, so that a small bias everywhere is seen too. There is no second, naive f32
+//! program of every op to take `naive` from. By backward error analysis a sound f32 program gives the exact result of
+//! operands that are each off by a few roundings, so `naive` is the f64 result of just that: every float operand moved
+//! by a relative ±[`BACKWARD_ERROR`], at random signs, the worst of several draws. A program that loses more than that
+//! (a one-pass variance, a sum that grows away from its terms) is above the budget, whatever the op's conditioning.
+
+use super::values::Random;
+use autograd::spec::{Array, Case, Fill};
+
+/// Largest error of an f64 result, as a fraction of its largest value.
+pub const F64: f64 = 1e-9;
+
+/// What a sound f32 program is allowed in terms of its operands: four roundings to nearest, 4·2⁻²⁴.
+pub const BACKWARD_ERROR: f64 = 4.0 / 16_777_216.0;
+
+const F32_ULP: f64 = 1.0 / 8_388_608.0;
+
+pub fn largest(x: &[f64]) -> f64 {
+    x.iter().fold(0.0, |m, v| v.abs().max(m))
+}
+
+fn root_mean_square(x: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let n = x.len().max(1) as f64;
+    (x.map(|v| v * v).sum::<f64>() / n).sqrt()
+}
+
+/// The largest difference. NaN where either has one.
+fn distance(y: &[f64], reference: &[f64]) -> f64 {
+    let differences = y.iter().zip(reference).map(|(y, r)| (y - r).abs());
+    differences.fold(0.0, |m, d| if d <= m { m } else { d })
+}
+
+fn root_mean_square_distance(y: &[f64], reference: &[f64]) -> f64 {
+    root_mean_square(y.iter().zip(reference).map(|(y, r)| y - r))
+}
+
+/// The error as a fraction of the largest value.
+pub fn relative(y: &[f64], reference: &[f64]) -> f64 {
+    let error = distance(y, reference);
+    if error == 0.0 {
+        0.0
+    } else {
+        error / largest(reference).max(f64::MIN_POSITIVE)
+    }
+}
+
+/// The part of its budget that an f32 result uses: above 1 it is refused. NaN is above.
+pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]]) -> f64 {
+    let worst = |measure: fn(&[f64], &[f64]) -> f64| {
+        naive
+            .iter()
+            .map(|naive| measure(naive, reference))
+            .fold(0.0, f64::max)
+    };
+    let share = |error: f64, budget: f64| if error == 0.0 { 0.0 } else { error / budget };
+    let ulp = F32_ULP * largest(reference);
+    let max = share(distance(y, reference), 2.0 * worst(distance) + 2.0 * ulp);
+    let mean_ulp = F32_ULP * root_mean_square(reference.iter().copied());
+    let mean = share(
+        root_mean_square_distance(y, reference),
+        2.0 * worst(root_mean_square_distance) + 2.0 * mean_ulp,
+    );
+    if max.is_nan() || mean.is_nan() {
+        f64::INFINITY
+    } else {
+        max.max(mean)
+    }
+}
+
+/// The operands, moved by [`BACKWARD_ERROR`].
+pub fn moved(case: &Case, values: &[Array], random: &mut Random) -> Vec<Array> {
+    let float = |fill| !matches!(fill, Fill::Index { .. } | Fill::Mask { .. });
+    let pairs = case.inputs.iter().zip(values);
+    pairs
+        .map(|(input, values)| {
+            if float(input.fill) {
+                moved_array(values, random)
+            } else {
+                values.clone()
+            }
+        })
+        .collect()
+}
+
+pub fn moved_array(values: &Array, random: &mut Random) -> Array {
+    let mut out = values.clone();
+    for value in &mut out.data {
+        let sign = if random.word() & 1 == 0 { 1.0 } else { -1.0 };
+        *value *= 1.0 + sign * BACKWARD_ERROR;
+    }
+    out
+}
