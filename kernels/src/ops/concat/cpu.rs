@@ -25,6 +25,9 @@ multiversion! {
         loop {
             let mut start = 0;
             for &(width, src) in parts {
+                if dst.is_empty() {
+                    break; // the part of the work ends inside this row
+                }
                 if column < start + width {
                     let inside = column - start;
                     let run = (width - inside).min(dst.len());
@@ -52,5 +55,19 @@ multiversion! {
             outer += 1;
             column = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_may_be_wider_than_a_part_of_the_work() {
+        let (a, b) = (vec![1.0f32; PART + 7], vec![2.0f32; PART + 9]);
+        let mut y = vec![0.0f32; a.len() + b.len()];
+        let parts = [(a.len(), Some(&a[..])), (b.len(), Some(&b[..]))];
+        join(&mut y, Accum::Replace, &parts);
+        assert!(y[..a.len()] == a && y[a.len()..] == b);
     }
 }
