@@ -51,7 +51,10 @@ pub fn relative(y: &[f64], reference: &[f64]) -> f64 {
 }
 
 /// The part of its budget that an f32 result uses: above 1 it is refused. NaN is above.
-pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]]) -> f64 {
+///
+/// `from` is the largest value that a gradient is made from. Where the exact gradient vanishes beside it (the gradient of
+/// a norm along its own operand), only the rounding of what cancels is left, and an ulp is one of `from`.
+pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]], from: f64) -> f64 {
     let worst = |measure: fn(&[f64], &[f64]) -> f64| {
         naive
             .iter()
@@ -59,9 +62,14 @@ pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]]) -> f64 {
             .fold(0.0, f64::max)
     };
     let share = |error: f64, budget: f64| if error == 0.0 { 0.0 } else { error / budget };
-    let ulp = F32_ULP * largest(reference);
+    let vanishes = largest(reference) <= F64 * from;
+    let ulp = F32_ULP * if vanishes { from } else { largest(reference) };
     let max = share(distance(y, reference), 2.0 * worst(distance) + 2.0 * ulp);
-    let mean_ulp = F32_ULP * root_mean_square(reference.iter().copied());
+    let mean_ulp = if vanishes {
+        ulp
+    } else {
+        F32_ULP * root_mean_square(reference.iter().copied())
+    };
     let mean = share(
         root_mean_square_distance(y, reference),
         2.0 * worst(root_mean_square_distance) + 2.0 * mean_ulp,

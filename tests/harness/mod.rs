@@ -210,7 +210,7 @@ impl<'a> Checker<'a> {
             random: Random::new(&case.name),
         };
         // Forward once, to know the outputs' shapes.
-        let outcome = checker.run(&checker.plan(DType::F64, Leaves::All))?;
+        let outcome = checker.run(&checker.plan(DType::F32, Leaves::None))?;
         let differentiable = case.inputs.iter().any(|i| i.fill.differentiable());
         if op.gradient() == Gradient::Checked && !differentiable {
             let message = "the op has a gradient, but no operand of this case asks for one";
@@ -462,7 +462,12 @@ impl<'a> Checker<'a> {
                 let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| {
                     (sum + term, size + f64::abs(term))
                 });
-                let used = (slope - sum).abs() / (DIFFERENCES * size + rounding);
+                let off = (slope - sum).abs();
+                let used = if off == 0.0 {
+                    0.0
+                } else {
+                    off / (DIFFERENCES * size + rounding)
+                };
                 self.worst.differences = self.worst.differences.max(used);
                 if exceeds(used, 1.0) {
                     let along = match which {
@@ -532,11 +537,14 @@ impl<'a> Checker<'a> {
             })
             .collect::<Result<_, _>>()?;
 
+        let flowing = self.flow.iter().flatten().flatten();
+        let flowing = flowing.fold(0.0, |m, dy| budget::largest(&dy.data).max(m));
         let mut results = vec![];
         for i in 0..exact.outputs[0].len() {
             let pick = |o: &Outcome| Some(o.outputs[0][i].clone());
             results.push((
                 format!("output {i}"),
+                0.0,
                 pick(&exact),
                 pick(&single),
                 naive.iter().map(pick).collect::<Vec<_>>(),
@@ -544,15 +552,15 @@ impl<'a> Checker<'a> {
         }
         for i in self.asked() {
             let pick = |o: &Outcome| o.gradients[i].clone();
-            let name = format!("gradient of {}", self.name(i));
             results.push((
-                name,
+                format!("gradient of {}", self.name(i)),
+                flowing,
                 pick(&exact),
                 pick(&single),
                 naive.iter().map(pick).collect(),
             ));
         }
-        for (name, exact, single, naive) in results {
+        for (name, from, exact, single, naive) in results {
             let (Some(exact), Some(single)) = (exact, single) else {
                 continue; // an op without gradients; one that lost them failed before
             };
@@ -568,7 +576,7 @@ impl<'a> Checker<'a> {
             let (exact, single) = (exact.to_f64_vec(), single.to_f64_vec());
             let naive: Vec<Vec<f64>> = naive.iter().map(as_f64).collect();
             let naive: Vec<&[f64]> = naive.iter().map(Vec::as_slice).collect();
-            let used = budget::used(&single, &exact, &naive);
+            let used = budget::used(&single, &exact, &naive, from);
             self.worst.f32_budget = self.worst.f32_budget.max(used);
             if exceeds(used, 1.0) {
                 let (at, y, want) = furthest(&single, &exact);
