@@ -59,10 +59,8 @@ impl Grads {
             Some(VarId::Node(slot)) => {
                 let slot = self.slot(slot);
                 match slot.take() {
-                    Some(mut dst) => {
-                        if !dst.is_unique() {
-                            dst = dst.detach_copy();
-                        }
+                    Some(dst) => {
+                        let mut dst = writable(dst);
                         kernel(&mut dst, Accum::Add)?;
                         *slot = Some(dst);
                     }
@@ -110,15 +108,7 @@ impl Grads {
                 VarId::Param(_) => None,
             };
             Some(match held {
-                Some(dst) => {
-                    let mut dst = dst;
-                    let dst = if dst.is_unique() {
-                        dst
-                    } else {
-                        dst.detach_copy()
-                    };
-                    (dst, Accum::Add)
-                }
+                Some(dst) => (writable(dst), Accum::Add),
                 None => (
                     Tensor::uninit(like.shape(), like.dtype(), like.device()),
                     Accum::Replace,
@@ -148,5 +138,14 @@ impl Grads {
             self.slots.resize_with(index + 1, || None);
         }
         &mut self.slots[index]
+    }
+}
+
+/// A gradient that a kernel may add to: one that [`Grads::give`] moved in may be a view, or shared.
+fn writable(mut gradient: Tensor) -> Tensor {
+    if gradient.is_unique() && gradient.is_contiguous() {
+        gradient
+    } else {
+        gradient.detach_copy()
     }
 }
