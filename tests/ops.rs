@@ -36,6 +36,14 @@ fn full() -> bool {
     std::env::var("UNCLIP_TESTS").is_ok_and(|tests| tests == "full")
 }
 
+fn worse(a: Worst, b: Worst) -> Worst {
+    Worst {
+        f64_error: a.f64_error.max(b.f64_error),
+        differences: a.differences.max(b.differences),
+        f32_budget: a.f32_budget.max(b.f32_budget),
+    }
+}
+
 /// Runs `check` on all selected cases, printing a line an op, and fails with how to run each failing case alone.
 fn every_case(
     what: &str,
@@ -56,7 +64,7 @@ fn every_case(
             }
             here += 1;
             let (failures, near) = check(op, &case);
-            here_worst.merge(near);
+            here_worst = worse(here_worst, near);
             if !failures.is_empty() {
                 let list: String = failures.iter().map(|f| format!("\n    {f}")).collect();
                 reports.push(format!(
@@ -75,7 +83,7 @@ fn every_case(
             ));
         }
         run += here;
-        worst.merge(here_worst);
+        worst = worse(worst, here_worst);
     }
     say(&format!(
         "{what}: {run} run, {left_out} not selected; worst: f64 {:.1e}, differences {:.1e}, f32 {:.2}",

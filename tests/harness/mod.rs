@@ -81,14 +81,6 @@ pub struct Worst {
     pub f32_budget: f64,
 }
 
-impl Worst {
-    pub fn merge(&mut self, other: Worst) {
-        self.f64_error = self.f64_error.max(other.f64_error);
-        self.differences = self.differences.max(other.differences);
-        self.f32_budget = self.f32_budget.max(other.f32_budget);
-    }
-}
-
 /// Thread pools that runs are compared over; making them takes longer than most cases.
 pub struct Pools(Vec<rayon::ThreadPool>);
 
