@@ -10,6 +10,7 @@ pub mod demo;
 mod error;
 pub mod files;
 pub mod interrupt;
+pub mod judge;
 pub mod metrics;
 pub mod picture;
 pub mod progress;
