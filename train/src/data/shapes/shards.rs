@@ -1,8 +1,7 @@
 //! The shapes as shards on disk, in the layout that img2dataset writes.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Picture;
-use crate::data::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Sample keys hold five digits of shard and four of index.
 pub const MAX_PER_SHARD: usize = 10_000;
@@ -57,7 +56,7 @@ impl MakeShapes {
 /// If the options make no sense, the folder cannot be written, or it holds shards of something else.
 pub fn make_shapes(options: &MakeShapes, mut progress: impl FnMut(usize)) -> Result<Vec<PathBuf>> {
     check(options)?;
-    fs::create_dir_all(&options.out).map_err(Error::io("create", &options.out))?;
+    files::create_dir(&options.out)?;
     let mut shards = Vec::new();
     for shard in 0..options.shards() {
         let path = options.out.join(format!("{shard:05}.tar"));
@@ -67,17 +66,17 @@ pub fn make_shapes(options: &MakeShapes, mut progress: impl FnMut(usize)) -> Res
         if path.exists() {
             let found = fs::read(&stats_path).ok();
             if found.as_deref() != Some(stats.as_bytes()) {
-                return Err(Error::Invalid(format!(
+                return Err(Error::failure(format!(
                     "{} exists and was made with other options; remove it or choose another folder",
                     path.display()
                 )));
             }
         } else {
             // The shard comes last: where it is, its description is too.
-            write_whole(&stats_path, |file| file.write_all(stats.as_bytes()))?;
-            write_whole(&path, |file| {
-                write_shard(file, options, shard, done.clone())
-            })?;
+            let bytes = shard_bytes(options, shard, done.clone());
+            let bytes = bytes.map_err(Error::io("make", &path))?;
+            files::replace(&stats_path, stats.as_bytes())?;
+            files::replace(&path, &bytes)?;
         }
         progress(done.end);
         shards.push(path);
@@ -100,7 +99,7 @@ fn check(options: &MakeShapes) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::Invalid(format!("make-shapes: {complaint}")))
+    Err(Error::usage(format!("make-shapes: {complaint}")))
 }
 
 /// img2dataset's statistics without its times, and how to make the shard again.
@@ -116,46 +115,25 @@ fn stats(options: &MakeShapes, count: usize, first: u64) -> String {
     format!("{stats:#}\n")
 }
 
-/// Writes under a temporary name, waits for the disk, then renames.
-fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let attempt = (|| {
-        let mut file = BufWriter::new(File::create(&partial)?);
-        write(&mut file)?;
-        file.into_inner()?.sync_all()?;
-        fs::rename(&partial, path)
-    })();
-    attempt.map_err(|source| {
-        // Best effort: the failure that matters is the one reported.
-        let _ = fs::remove_file(&partial);
-        Error::io("write", path)(source)
-    })
-}
-
-fn write_shard(
-    file: &mut dyn Write,
+/// The bytes of one shard.
+fn shard_bytes(
     options: &MakeShapes,
     shard: usize,
     range: std::ops::Range<usize>,
-) -> std::io::Result<()> {
+) -> std::io::Result<Vec<u8>> {
     let samples: Vec<[(String, Vec<u8>); 3]> = range
         .clone()
         .into_par_iter()
         .map(|i| sample(options, i, format!("{shard:05}{:04}", i - range.start)))
         .collect::<std::io::Result<_>>()?;
-    let mut tar = tar::Builder::new(file);
+    let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in samples.iter().flatten() {
         let mut header = tar::Header::new_ustar();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
         tar.append_data(&mut header, name, &bytes[..])?;
     }
-    tar.finish()
+    tar.into_inner()
 }
 
 fn sample(options: &MakeShapes, i: usize, key: String) -> std::io::Result<[(String, Vec<u8>); 3]> {
@@ -216,6 +194,7 @@ fn objects(picture: &Picture) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn shards_are_deterministic_and_resumed() {
