@@ -97,6 +97,8 @@ fn what_is_not_understood_is_refused_with_a_suggestion() {
     );
     let model = refused(&unclip(dir.path(), &["generate", "-p", "a red circle"]), 2);
     assert!(model.contains("run `unclip demo` first"), "{model}");
+    let run = refused(&unclip(dir.path(), &["eval", "nowhere"]), 2);
+    assert!(run.contains("nowhere is neither a demo run"), "{run}");
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn killed_or_stopped_and_started_again_it_ends_with_the_same_hash() {
 
     let parts = demo(root.path(), "parts").output().unwrap();
     assert_eq!(hash(&parts), whole);
-    assert!(run.join("samples.png").exists());
+    assert!(run.join("samples.png").exists() && run.join("index.html").exists());
 
     // Once more: everything is there already.
     assert_eq!(hash(&demo(root.path(), "parts").output().unwrap()), whole);
@@ -133,4 +133,61 @@ fn killed_or_stopped_and_started_again_it_ends_with_the_same_hash() {
     assert!(carries(
         b"tEXtparameters\0a small red circle on a white background\nSteps: "
     ));
+
+    // What cannot be drawn is refused before anything is.
+    let refused = |prompt: &str, code: i32| {
+        let output = Command::new(env!("CARGO_BIN_EXE_unclip"))
+            .args(["generate", "-p", prompt, "--model"])
+            .arg(run.join("model"))
+            .arg("-o")
+            .arg(root.path().join("never.png"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(!root.path().join("never.png").exists());
+        said
+    };
+    assert!(refused("", 2).contains("the prompt is empty"));
+    assert!(refused(&"a red circle ".repeat(20), 2).contains("shorten it"));
+    let weights = run.join("model/prior/diffusion_pytorch_model.safetensors");
+    std::fs::copy(
+        run.join("model/decoder/diffusion_pytorch_model.safetensors"),
+        &weights,
+    )
+    .unwrap();
+    let said = refused("a red circle", 1);
+    assert!(
+        said.contains("does not hold the weights of this PriorTransformer"),
+        "{said}"
+    );
+    std::fs::remove_file(&weights).unwrap();
+    let said = refused("a red circle", 1);
+    assert!(
+        said.contains("prior/diffusion_pytorch_model.safetensors"),
+        "{said}"
+    );
+}
+
+#[test]
+fn own_pictures_take_the_place_of_the_shapes() {
+    let root = tempfile::tempdir().unwrap();
+    let pictures = root.path().join("pictures");
+    std::fs::create_dir(&pictures).unwrap();
+    for i in 0..12u8 {
+        let picture = image::RgbImage::from_pixel(20, 30, image::Rgb([i * 20, 90, 200]));
+        picture.save(pictures.join(format!("{i}.png"))).unwrap();
+        std::fs::write(
+            pictures.join(format!("{i}.txt")),
+            format!("shade number {i}"),
+        )
+        .unwrap();
+    }
+    let plan = PLAN.replace("null", &format!("{:?}", pictures.display().to_string()));
+    let mut command = demo(root.path(), "run");
+    std::fs::write(root.path().join("given-plan.json"), plan).unwrap();
+    hash(&command.output().unwrap());
+    assert!(root.path().join("run/samples.png").exists());
+    assert!(root.path().join("run/index.html").exists());
+    assert!(!root.path().join("run/data").exists());
 }

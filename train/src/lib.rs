@@ -8,6 +8,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 mod error;
+pub mod eval;
 pub mod files;
 pub mod interrupt;
 pub mod judge;

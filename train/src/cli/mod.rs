@@ -5,12 +5,16 @@
 mod data;
 mod demo;
 mod doctor;
+mod eval;
 mod generate;
 mod train;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
+use signal_hook::consts::SIGPIPE;
 
 use crate::Result;
 
@@ -30,6 +34,7 @@ enum Command {
     Demo(demo::Demo),
     Train(train::Train),
     Generate(generate::Generate),
+    Eval(eval::Eval),
     #[command(subcommand)]
     Data(data::Command),
     Doctor(doctor::Doctor),
@@ -38,6 +43,13 @@ enum Command {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // `unclip … | head`: when nobody reads on, the program ends without a word, as others do.
+    let reader_gone = Arc::new(AtomicBool::new(true));
+    if signal_hook::flag::register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, reader_gone)
+        .is_err()
+    {
+        eprintln!("warning: cannot listen for a closed pipe");
+    }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -52,6 +64,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Demo(demo) => demo.run(),
         Command::Train(train) => train.run(),
         Command::Generate(generate) => generate.run(device),
+        Command::Eval(eval) => eval.run(device),
         Command::Data(command) => command.run(),
         Command::Doctor(doctor) => doctor.run(device),
     }

@@ -3,6 +3,7 @@
 //! Every phase keeps what it finished, so that the same command goes on where it was stopped; what the run will do is
 //! decided once, in `plan.json`.
 
+mod page;
 pub mod plan;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::checkpoint::tree_hash;
 use crate::config::{Config, StageKind};
 use crate::data::shapes::shards::{MakeShapes, make_shapes};
 use crate::data::shapes::{Split, prompts};
+use crate::eval::{Questions, Table, evaluate};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
 use crate::progress::{Progress, clock};
@@ -63,12 +65,26 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<()> {
     }
     let model = assembled(&plan, dir, &data, &settings.sampling)?;
     let hash = tree_hash(&model)?;
-    samples(&plan, dir, &data, &model, interrupt)?;
+    let pipeline = Pipeline::load(&model, DTYPE, Device::Cpu)?;
+    let sampling = Sampling::of_model(&model)?;
+    samples(&plan, dir, &data, &pipeline, &sampling, interrupt)?;
+    let table = match plan.data {
+        None if plan.eval_prompts > 0 => Some(accuracy(
+            &plan, dir, &pipeline, &sampling, &hash, interrupt,
+        )?),
+        // No program can read what the user's pictures show.
+        _ => None,
+    };
+    page::write(dir, &plan, table.as_ref(), &hash)?;
+    if let Some(table) = &table {
+        println!("{table}");
+    }
     println!("weights {hash} in {}", model.display());
     println!(
-        "done in {}: open {}",
+        "done in {}: {} and {}",
         clock(began.elapsed()),
-        dir.join("samples.png").display()
+        dir.join("samples.png").display(),
+        dir.join("index.html").display()
     );
     Ok(())
 }
@@ -163,9 +179,14 @@ const SAMPLES: usize = 24;
 const COLUMNS: usize = 6;
 
 /// Writes `samples.png`: pictures of captions, seen and held out, or of the user's own.
-fn samples(plan: &Plan, dir: &Path, data: &str, model: &Path, interrupt: &Interrupt) -> Result<()> {
-    let pipeline = Pipeline::load(model, DTYPE, Device::Cpu)?;
-    let sampling = Sampling::of_model(model)?;
+fn samples(
+    plan: &Plan,
+    dir: &Path,
+    data: &str,
+    pipeline: &Pipeline,
+    sampling: &Sampling,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let captions: Vec<String> = match &plan.data {
         None => [
             (Split::Seen, 1, 9),
@@ -193,15 +214,33 @@ fn samples(plan: &Plan, dir: &Path, data: &str, model: &Path, interrupt: &Interr
         .map(String::as_str)
         .filter(|caption| pipeline.tokenizer.encode(caption).is_ok())
         .collect();
-    let made = sampling::generate(
-        &pipeline,
-        &fitting,
-        &sampling,
-        &noise,
-        interrupt,
-        |_| Ok(()),
-    )?;
+    let made = sampling::generate(pipeline, &fitting, sampling, &noise, interrupt, |_| Ok(()))?;
     let pictures: Vec<Picture> = made.pictures.into_iter().map(Picture::from).collect();
     let captions: Vec<String> = fitting.iter().map(|&c| c.to_owned()).collect();
     Picture::grid(&pictures, &captions, COLUMNS, 128).save(&dir.join("samples.png"), &[])
+}
+
+/// The accuracy table, kept for as long as the weights are the same.
+fn accuracy(
+    plan: &Plan,
+    dir: &Path,
+    pipeline: &Pipeline,
+    sampling: &Sampling,
+    hash: &str,
+    interrupt: &Interrupt,
+) -> Result<Table> {
+    let path = dir.join("eval.json");
+    let of = dir.join("eval.weights");
+    let current = std::fs::read_to_string(&of).is_ok_and(|text| text == hash);
+    if let (true, Some(table)) = (current, Table::read(&path)?) {
+        return Ok(table);
+    }
+    let questions = Questions {
+        prompts: plan.eval_prompts,
+        seeds: 1,
+    };
+    let table = evaluate(pipeline, sampling, &questions, interrupt)?;
+    table.save(&path)?;
+    files::replace(&of, hash.as_bytes())?;
+    Ok(table)
 }

@@ -1,0 +1,66 @@
+//! `unclip eval`: how often a model's pictures show what their prompts say.
+
+use std::path::PathBuf;
+
+use models::pipeline::Pipeline;
+use tensor::Device;
+
+use crate::eval::{Questions, evaluate};
+use crate::interrupt::Interrupt;
+use crate::sampling::Sampling;
+use crate::stages::DTYPE;
+use crate::trainer::model_dir;
+use crate::{Error, Result};
+
+/// Measure how often the pictures of a model show what their prompts say.
+///
+/// For models trained on the shapes: a program reads the pictures. The prompts and the noise are the same for every
+/// model; the table is printed and written as JSON.
+#[derive(clap::Args)]
+pub struct Eval {
+    /// A demo run or a model directory.
+    run: PathBuf,
+    /// Prompts of each kind (seen or held out, one or two objects); twice as many for one object.
+    #[arg(long, default_value_t = 100)]
+    prompts: usize,
+    /// Pictures of each prompt, with the seeds 0, 1, ….
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// The JSON file [default: eval.json in the run].
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+impl Eval {
+    pub fn run(self, device: Device) -> Result<()> {
+        if self.prompts == 0 || self.seeds == 0 {
+            return Err(Error::usage("--prompts and --seeds must be at least 1"));
+        }
+        let model = [model_dir(&self.run), self.run.clone()]
+            .into_iter()
+            .find(|dir| dir.join("model_index.json").exists())
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "{} is neither a demo run with a finished model nor a model directory (with model_index.json)",
+                    self.run.display()
+                ))
+            })?;
+        let interrupt = Interrupt::catch()?;
+        let pipeline = Pipeline::load(&model, DTYPE, device)?;
+        let questions = Questions {
+            prompts: self.prompts,
+            seeds: self.seeds,
+        };
+        let table = evaluate(
+            &pipeline,
+            &Sampling::of_model(&model)?,
+            &questions,
+            &interrupt,
+        )?;
+        println!("{table}");
+        let path = self.output.unwrap_or_else(|| self.run.join("eval.json"));
+        table.save(&path)?;
+        println!("written to {}", path.display());
+        Ok(())
+    }
+}
