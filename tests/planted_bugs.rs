@@ -229,12 +229,11 @@ impl OpSpec for Planted {
             run: Box::new(move |t, x| Ok(vec![planted(t, bug, &x[0], &x[1], &x[2])?])),
             reference: Box::new(move |x: &[Array]| {
                 let (a, b, index) = (&x[0], &x[1], &x[2]);
-                let shape = match bug {
-                    Bug::ReferenceOfAnotherShape => [COLUMNS, ROWS],
-                    _ => [ROWS, COLUMNS],
-                };
-                vec![Array::from_fn(&shape, |at| {
-                    3.0 * a.at(at) * a.at(at) * b.at(at) + index.data[at[0] % ROWS]
+                if bug == Bug::ReferenceOfAnotherShape {
+                    return vec![Array::zeros(&[COLUMNS, ROWS])];
+                }
+                vec![Array::from_fn(&[ROWS, COLUMNS], |at| {
+                    3.0 * a.at(at) * a.at(at) * b.at(at) + index.data[at[0]]
                 })]
             }),
             cost: Cost {
