@@ -9,6 +9,7 @@ mod gemm;
 pub mod math;
 pub mod ops;
 pub mod parallel;
+pub mod peak;
 pub mod philox;
 pub mod random;
 pub mod simd;

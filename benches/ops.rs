@@ -1,0 +1,270 @@
+//! Times the large cases of every op of [`autograd::ops::ALL`]: forward, and forward with backward, in f32. There is no
+//! op in this file.
+//!
+//! `cargo bench --bench ops -- 'matmul/'` times the cases whose name contains the text. Inputs take turns, so that no
+//! call finds its operands in the cache unless all sets fit; what the last call gave is compared with the f64 result
+//! after timing. Each line is
+//!
+//! ```text
+//! op/case pass | median µs [p20 p80] | GFLOP/s | GB/s | % of peak
+//! ```
+//!
+//! where the peak is the smaller of what the measured FMA rate and the measured copy bandwidth allow. With `UNCLIP_BENCH`
+//! set to a file, each is also appended to it as a line of JSON; `benches/peers/compare.py` makes the runs under
+//! `benches/runs/` of them.
+
+#[path = "../tests/harness/mod.rs"]
+#[allow(dead_code)] // the tests use what is left
+mod harness;
+mod report;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use autograd::spec::{Array, Case, Gradient, STEP};
+use autograd::{DType, Device, ParamGrads, Params, Result, Tape, Tensor, Var};
+use criterion::Criterion;
+use harness::budget;
+use harness::values::{Layout, Random, case_values, tensor};
+use report::Timing;
+
+/// Operands take turns over at least this many bytes: more than the last-level cache of most machines.
+const ROTATED: usize = 96 << 20;
+const WARM_UP: Duration = Duration::from_millis(300);
+/// FLOPs of a backward pass in units of the forward's: two products of the same size for each product.
+const BACKWARD: f64 = 2.0;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Both,
+}
+
+impl Pass {
+    fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Both => "forward+backward",
+        }
+    }
+
+    /// Work relative to the forward pass.
+    fn factor(self) -> f64 {
+        match self {
+            Pass::Forward => 1.0,
+            Pass::Both => 1.0 + BACKWARD,
+        }
+    }
+}
+
+/// The machine's measured limits.
+struct Peak {
+    flops: f64,
+    bytes: f64,
+}
+
+/// One set of operands, and the gradients that flow into the outputs.
+struct Set {
+    operands: Vec<Tensor>,
+    upstream: Vec<Tensor>,
+}
+
+/// One call: outputs, and the gradients of the operands that have one.
+fn call(case: &Case, set: &Set, params: &Params, pass: Pass) -> Result<Vec<Tensor>> {
+    let t = match pass {
+        Pass::Forward => Tape::inference(Some(params)).with_mode(autograd::Mode::Train),
+        Pass::Both => Tape::training(params, STEP),
+    };
+    let operands: Vec<Var> = (case.inputs.iter().zip(&set.operands))
+        .map(|(input, x)| match input.fill.differentiable() {
+            true => t.leaf(x.clone()),
+            false => t.constant(x.clone()),
+        })
+        .collect();
+    let outputs = (case.run)(&t, &operands)?;
+    let mut results: Vec<Tensor> = outputs.iter().map(|y| y.tensor().clone()).collect();
+    if pass == Pass::Both {
+        let seeds = outputs.into_iter().zip(set.upstream.iter().cloned());
+        let mut grads = t.backward_from(seeds.collect(), ParamGrads::new(params))?;
+        results.extend(operands.iter().filter_map(|x| grads.take(x)));
+    }
+    Ok(results)
+}
+
+fn params(dtype: DType) -> Params {
+    Params::zeros(Arc::default(), dtype, Device::Cpu)
+}
+
+fn set(case: &Case, values: &[Array], upstream: &[Array], float: DType) -> Set {
+    let contiguous = |(input, x): (&autograd::spec::Input, &Array)| {
+        tensor(input.fill, x, float, Layout::Contiguous)
+    };
+    let gradient = |dy: &Array| Tensor::from_f64(&dy.data, &dy.shape, float, Device::Cpu);
+    Set {
+        operands: case.inputs.iter().zip(values).map(contiguous).collect(),
+        upstream: upstream.iter().map(gradient).collect(),
+    }
+}
+
+/// What a case is timed on.
+struct Prepared {
+    values: Vec<Array>,
+    upstream: Vec<Array>,
+    sets: Vec<Set>,
+    params: Params,
+    begun: Instant,
+}
+
+fn prepare(case: &Case) -> Result<Prepared> {
+    let values = case_values(case, 0);
+    let params = params(DType::F32);
+    let bare = set(case, &values, &[], DType::F32);
+    let outputs = call(case, &bare, &params, Pass::Forward)?;
+    let mut random = Random::new("upstream");
+    let upstream: Vec<Array> = outputs.iter().map(|y| random.normals(y.dims())).collect();
+    let first = set(case, &values, &upstream, DType::F32);
+    let held = |x: &Tensor| x.len() * x.dtype().size();
+    let bytes: usize = first.operands.iter().chain(&first.upstream).map(held).sum();
+    let copies = (ROTATED / bytes.max(1)).clamp(1, 64);
+    let copy = |_| Set {
+        operands: first.operands.iter().map(Tensor::detach_copy).collect(),
+        upstream: first.upstream.iter().map(Tensor::detach_copy).collect(),
+    };
+    Ok(Prepared {
+        sets: (0..copies).map(copy).collect(),
+        values,
+        upstream,
+        params,
+        begun: Instant::now(),
+    })
+}
+
+/// Times one pass of a case and reports it; does nothing where the command line did not select it.
+///
+/// # Errors
+/// If the op refuses its own case.
+fn measure(
+    criterion: &mut Criterion,
+    name: &str,
+    case: &Case,
+    pass: Pass,
+    peak: &Peak,
+) -> Result<()> {
+    let full = format!("{name} {}", pass.name());
+    let mut prepared: Option<Result<Prepared>> = None;
+    let mut samples: Vec<f64> = vec![];
+    let mut outcome = Ok(vec![]);
+    let mut turn = 0;
+    criterion.bench_function(&full, |b| {
+        let Ok(prepared) = prepared.get_or_insert_with(|| prepare(case)) else {
+            b.iter_custom(|_| Duration::from_nanos(1));
+            return;
+        };
+        b.iter_custom(|iterations| {
+            let mut total = Duration::ZERO;
+            for _ in 0..iterations {
+                turn = (turn + 1) % prepared.sets.len();
+                let start = Instant::now();
+                let results = call(case, &prepared.sets[turn], &prepared.params, pass);
+                let elapsed = start.elapsed();
+                total += elapsed;
+                // Criterion warms up through this closure too: that much is left out.
+                if prepared.begun.elapsed() > WARM_UP {
+                    samples.push(elapsed.as_secs_f64());
+                }
+                outcome = results;
+            }
+            total
+        });
+    });
+    let Prepared {
+        values, upstream, ..
+    } = match prepared {
+        Some(prepared) => prepared?,
+        None => return Ok(()),
+    };
+    let last = outcome?;
+
+    let exact = set(case, &values, &upstream, DType::F64);
+    let exact = call(case, &exact, &params(DType::F64), pass)?;
+    let mut random = Random::new(name);
+    let moved = budget::moved(case, &values, &mut random);
+    let moved_upstream: Vec<Array> = upstream
+        .iter()
+        .map(|dy| budget::moved_array(dy, &mut random))
+        .collect();
+    let naive = set(case, &moved, &moved_upstream, DType::F64);
+    let naive = call(case, &naive, &params(DType::F64), pass)?;
+    let flowing = upstream
+        .iter()
+        .fold(0.0, |m, dy| budget::largest(&dy.data).max(m));
+    let mut used = 0.0f64;
+    for ((y, exact), naive) in last.iter().zip(&exact).zip(&naive) {
+        let (y, exact, naive) = (y.to_f64_vec(), exact.to_f64_vec(), naive.to_f64_vec());
+        used = used.max(budget::used(&y, &exact, &[&naive], flowing));
+    }
+
+    let timing = Timing::of(samples);
+    let flops = case.cost.flops * pass.factor();
+    let bytes = case.cost.elements * pass.factor() * DType::F32.size() as f64;
+    let limit = (flops / peak.flops).max(bytes / peak.bytes);
+    println!(
+        "{full} | {:.1} µs [{:.1} {:.1}] | {:.1} GFLOP/s | {:.1} GB/s | {:.0} % of peak",
+        timing.median * 1e6,
+        timing.p20 * 1e6,
+        timing.p80 * 1e6,
+        flops / timing.median / 1e9,
+        bytes / timing.median / 1e9,
+        100.0 * limit / timing.median,
+    );
+    report::record(timing.json(serde_json::json!({
+        "name": full, "flops": flops, "bytes": bytes,
+        "peak_flops": peak.flops, "peak_bytes": peak.bytes, "error_of_budget": used,
+    })));
+    assert!(
+        used <= 1.0,
+        "{full}: the result is {used:.2} of its error budget off"
+    );
+    Ok(())
+}
+
+fn main() {
+    // Criterion's own options, such as a filter, apply.
+    let mut criterion = Criterion::default()
+        .without_plots()
+        .warm_up_time(WARM_UP)
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(10)
+        .configure_from_args();
+    let peak = Peak {
+        flops: kernels::peak::fused_multiply_adds(10),
+        bytes: kernels::peak::copy_bandwidth(10, ROTATED),
+    };
+    println!(
+        "peak: {:.1} GFLOP/s f32, {:.1} GB/s copy, {} threads, {:?}",
+        peak.flops / 1e9,
+        peak.bytes / 1e9,
+        rayon::current_num_threads(),
+        kernels::simd::level()
+    );
+    let mut refused = 0;
+    for op in autograd::ops::ALL {
+        for case in op.benches() {
+            let name = format!("{}/{}", op.name(), case.name);
+            let passes: &[Pass] = match op.gradient() {
+                Gradient::Checked => &[Pass::Forward, Pass::Both],
+                Gradient::None(_) => &[Pass::Forward],
+            };
+            for &pass in passes {
+                if let Err(error) = measure(&mut criterion, &name, &case, pass, &peak) {
+                    eprintln!("{name}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    criterion.final_summary();
+    if refused > 0 {
+        std::process::exit(1);
+    }
+}
