@@ -27,6 +27,7 @@ pub struct Runs<'a> {
 /// Writes the pipeline of finished runs to `target`, replacing what was there.
 pub fn assemble(
     runs: &Runs,
+    decoder_config: &config::Decoder,
     upsampler: &config::Upsampler,
     sampling: &Sampling,
     target: &Path,
@@ -44,7 +45,10 @@ pub fn assemble(
         prior_scheduler: SchedulerConfig::prior(),
         text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
         decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,
-        decoder_scheduler: SchedulerConfig::decoder(),
+        decoder_scheduler: SchedulerConfig {
+            prediction_type: decoder_config.prediction_type,
+            ..SchedulerConfig::decoder()
+        },
         // One trained network takes all steps, the last one too.
         super_res_first: weights::load(&super_res, DTYPE, Device::Cpu)?,
         super_res_last: weights::load(&super_res, DTYPE, Device::Cpu)?,

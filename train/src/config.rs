@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use models::diffusion::Prediction;
+use models::diffusion::{Prediction, Weighting};
 
 use crate::schedule::{Decay, LearningRate};
 use crate::{Error, Result};
@@ -202,6 +202,9 @@ pub struct Decoder {
     #[serde(flatten)]
     pub common: Common,
     pub clip: String,
+    pub prediction_type: Prediction,
+    pub loss_weighting: LossWeighting,
+    pub snr_gamma: f64,
     pub sample_size: usize,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,
@@ -212,6 +215,29 @@ pub struct Decoder {
     pub norm_num_groups: usize,
     pub text_drop: f64,
     pub image_drop: f64,
+}
+
+/// How much the error of a time step counts; see [`Weighting`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossWeighting {
+    Uniform,
+    MinSnr,
+    TruncatedSnr,
+}
+
+impl Decoder {
+    pub fn weighting(&self) -> Weighting {
+        match self.loss_weighting {
+            LossWeighting::Uniform => Weighting::Uniform,
+            LossWeighting::MinSnr => Weighting::MinSnr {
+                gamma: self.snr_gamma,
+            },
+            LossWeighting::TruncatedSnr => Weighting::TruncatedSnr {
+                ceiling: self.snr_gamma,
+            },
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

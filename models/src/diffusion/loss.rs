@@ -83,6 +83,11 @@ pub enum Weighting {
     MinSnr {
         gamma: f64,
     },
+    /// Salimans and Ho, "Progressive distillation for fast sampling of diffusion models" (2022), with a ceiling:
+    /// min(max(SNR, 1), ceiling) on the error of x₀, so that steps of much noise count too.
+    TruncatedSnr {
+        ceiling: f64,
+    },
 }
 
 impl Weighting {
@@ -94,14 +99,18 @@ impl Weighting {
         steps: &[usize],
         like: &Var,
     ) -> Option<Tensor> {
-        let Weighting::MinSnr { gamma } = self else {
+        if self == Weighting::Uniform {
             return None;
-        };
+        }
         let weights: Vec<f64> = steps
             .iter()
             .map(|&s| {
                 let snr = schedule.snr(s);
-                let of_x0 = snr.min(gamma);
+                let of_x0 = match self {
+                    Weighting::MinSnr { gamma } => snr.min(gamma),
+                    Weighting::TruncatedSnr { ceiling } => snr.max(1.0).min(ceiling),
+                    Weighting::Uniform => 1.0,
+                };
                 match prediction {
                     Prediction::Sample => of_x0,
                     Prediction::Epsilon => of_x0 / snr,
@@ -147,15 +156,15 @@ pub fn denoising_loss(
 
 /// The decoder's loss and its two parts, all scalar.
 pub struct HybridLoss {
-    /// `noise` + T/1000 · `bound`.
+    /// `error` + T/1000 · `bound`.
     pub total: Var,
-    /// The mean squared error of the noise.
-    pub noise: Var,
+    /// The mean squared error of what the network predicts.
+    pub error: Var,
     /// The variational bound in bits per dimension, which trains the variance alone.
     pub bound: Var,
 }
 
-/// The loss of a network that predicts noise and a variance (Nichol and Dhariwal, 2021, equation 16).
+/// The loss of a network that predicts a mean (as noise or as x₀) and a variance (Nichol and Dhariwal, 2021, equation 16).
 ///
 /// Their λ = 0.001 weighs a sum over T steps; one step drawn at random stands for T of them, which gives T/1000.
 ///
@@ -165,6 +174,7 @@ pub struct HybridLoss {
 pub fn hybrid_loss(
     t: &Tape,
     schedule: &Schedule,
+    prediction: Prediction,
     weighting: Weighting,
     output: &Var,
     x0: &Var,
@@ -176,15 +186,16 @@ pub fn hybrid_loss(
     let rank = output.dims().len();
     let c = x0.tensor().shape().last_dim();
     let parts = split::split(t, output, rank - 1, &[c, c])?; // each [n, .., c]
-    let (eps, variance) = (&parts[0], &parts[1]);
-    let weights = weighting.weights(schedule, Prediction::Epsilon, steps, output);
-    let noise_error = mse::mse(t, eps, &noise.detach(), weights.as_ref())?;
+    let (mean, variance) = (&parts[0], &parts[1]);
+    let error = denoising_loss(t, schedule, prediction, weighting, mean, x0, noise, steps)?;
+    // The bound trains the variance alone: it sees the predicted noise as a constant.
+    let eps = prediction_to_noise(schedule, prediction, mean, xt, steps)?;
     let coefficients: Vec<Coefficients> =
         steps.iter().map(|&s| coefficients(schedule, s)).collect();
     let bound = variational_bound::variational_bound(
         t,
         variance,
-        eps.tensor(),
+        &eps,
         x0.tensor(),
         xt.tensor(),
         &coefficients,
@@ -192,10 +203,34 @@ pub fn hybrid_loss(
     )?;
     let scaled = affine::affine(t, &bound, schedule.steps() as f64 / 1000.0, 0.0)?;
     Ok(HybridLoss {
-        total: binary::add(t, &noise_error, &scaled)?,
-        noise: noise_error,
+        total: binary::add(t, &error, &scaled)?,
+        error,
         bound,
     })
+}
+
+/// The noise that a prediction stands for: of x_t = a·x₀ + b·ε, what is left when a·x₀ is taken out. Not recorded.
+fn prediction_to_noise(
+    schedule: &Schedule,
+    prediction: Prediction,
+    predicted: &Var,
+    xt: &Var,
+    steps: &[usize],
+) -> Result<Tensor> {
+    let t = &Tape::inference(None);
+    let (predicted, xt) = (predicted.detach(), xt.detach());
+    let noise = match prediction {
+        Prediction::Epsilon => predicted,
+        Prediction::Sample => mix(t, schedule, &xt, &predicted, steps, |alpha_bar| {
+            let b = (1.0 - alpha_bar).sqrt();
+            (1.0 / b, -alpha_bar.sqrt() / b)
+        })?,
+        // v = a·ε − b·x₀ and x_t = a·x₀ + b·ε give ε = b·x_t + a·v.
+        Prediction::Velocity => mix(t, schedule, &xt, &predicted, steps, |alpha_bar| {
+            ((1.0 - alpha_bar).sqrt(), alpha_bar.sqrt())
+        })?,
+    };
+    Ok(noise.tensor().clone())
 }
 
 /// The constants of a training step from t to t − 1.
@@ -216,5 +251,83 @@ fn coefficients(schedule: &Schedule, t: usize) -> Coefficients {
         log_variance_low: low.max(1e-20).ln(),
         log_variance_high: posterior.beta.ln(),
         first: if t == 0 { 1.0 } else { 0.0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::SchedulerConfig;
+    use autograd::ops::concat;
+
+    const SHAPE: [usize; 4] = [3, 2, 2, 3];
+    const STEPS: [usize; 3] = [0, 130, 900];
+
+    fn normal(name: &str) -> Tensor {
+        let mut out = Tensor::zeros(SHAPE, DType::F64, Device::Cpu);
+        let draw = Draw::named(5, name, 0);
+        tensor::ops::random::fill_normal(&mut out, &draw, 1.0).unwrap();
+        out
+    }
+
+    /// The loss of one and the same wrong guess, told as noise, as x₀ or as v.
+    fn loss(prediction: Prediction, weighting: Weighting) -> (f64, f64) {
+        let t = &Tape::inference(None);
+        let schedule = SchedulerConfig::decoder().schedule();
+        let [x0, noise, variance, guess] =
+            ["x0", "noise", "variance", "guess"].map(|name| t.constant(normal(name)));
+        let xt = add_noise(t, &schedule, &x0, &noise, &STEPS).unwrap();
+        let told = match prediction {
+            Prediction::Epsilon => guess.clone(),
+            Prediction::Sample => mix(t, &schedule, &xt, &guess, &STEPS, |alpha_bar| {
+                let a = alpha_bar.sqrt();
+                (1.0 / a, -(1.0 - alpha_bar).sqrt() / a)
+            })
+            .unwrap(),
+            Prediction::Velocity => mix(t, &schedule, &guess, &xt, &STEPS, |alpha_bar| {
+                let a = alpha_bar.sqrt();
+                (1.0 / a, -(1.0 - alpha_bar).sqrt() / a)
+            })
+            .unwrap(),
+        };
+        let output = concat::concat(t, &[&told, &variance], 3).unwrap();
+        let loss = hybrid_loss(
+            t, &schedule, prediction, weighting, &output, &x0, &noise, &xt, &STEPS,
+        )
+        .unwrap();
+        let value = |v: &Var| v.tensor().item().unwrap();
+        assert!((value(&loss.total) - value(&loss.error) - value(&loss.bound)).abs() < 1e-12);
+        (value(&loss.error), value(&loss.bound))
+    }
+
+    /// Weights are on the error of x₀, and the bound is on the distribution: neither knows how the network speaks.
+    #[test]
+    fn weighted_errors_and_the_bound_do_not_depend_on_the_parameterisation() {
+        for weighting in [
+            Weighting::MinSnr { gamma: 5.0 },
+            Weighting::TruncatedSnr { ceiling: 5.0 },
+        ] {
+            let (error, bound) = loss(Prediction::Epsilon, weighting);
+            for prediction in [Prediction::Sample, Prediction::Velocity] {
+                let (e, b) = loss(prediction, weighting);
+                assert!(
+                    (e - error).abs() < 1e-9 * error,
+                    "{prediction:?}: {e} {error}"
+                );
+                assert!(
+                    (b - bound).abs() < 1e-9 * bound.abs(),
+                    "{prediction:?}: {b} {bound}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_truncated_weight_lies_between_one_and_its_ceiling() {
+        let schedule = SchedulerConfig::decoder().schedule();
+        let like = Tape::inference(None).constant(normal("like"));
+        let weighting = Weighting::TruncatedSnr { ceiling: 5.0 };
+        let weights = weighting.weights(&schedule, Prediction::Sample, &[0, 999], &like);
+        assert_eq!(weights.unwrap().to_f64_vec(), [5.0, 1.0]);
     }
 }

@@ -161,8 +161,11 @@ fn shapes(dir: &Path, pictures: usize, seed: u64) -> Result<String> {
 
 fn assembled(plan: &Plan, dir: &Path, data: &str, sampling: &Sampling) -> Result<PathBuf> {
     let target = model_dir(dir);
-    let Config::Upsampler(upsampler) = plan.config(StageKind::Upsampler, dir, data)? else {
-        return Err(Error::failure("the plan's upsampler is none"));
+    let of = |stage| plan.config(stage, dir, data);
+    let (Config::Decoder(decoder), Config::Upsampler(upsampler)) =
+        (of(StageKind::Decoder)?, of(StageKind::Upsampler)?)
+    else {
+        return Err(Error::failure("the plan's stages are mixed up"));
     };
     let runs = Runs {
         clip: &dir.join("clip"),
@@ -170,7 +173,7 @@ fn assembled(plan: &Plan, dir: &Path, data: &str, sampling: &Sampling) -> Result
         decoder: &dir.join("decoder"),
         upsampler: &dir.join("upsampler"),
     };
-    assemble(&runs, &upsampler, sampling, &target)?;
+    assemble(&runs, &decoder, &upsampler, sampling, &target)?;
     Ok(target)
 }
 

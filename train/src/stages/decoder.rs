@@ -9,7 +9,7 @@ use autograd::{Device, ParamLayout, Params, ParamsBuilder, Tape, Tensor, Var};
 use models::Model;
 use models::config::{Extent, PerLevel};
 use models::diffusion::{
-    Schedule, SchedulerConfig, Weighting, add_noise, hybrid_loss, timesteps, uniform_timesteps,
+    Prediction, Schedule, SchedulerConfig, add_noise, hybrid_loss, timesteps, uniform_timesteps,
 };
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
 use models::unet::{
@@ -59,6 +59,9 @@ impl Decoder {
     pub fn new(config: &config::Decoder, position: u64) -> Result<Decoder> {
         config::check_share("text_drop", config.text_drop)?;
         config::check_share("image_drop", config.image_drop)?;
+        if !(config.snr_gamma.is_finite() && config.snr_gamma >= 1.0) {
+            return Err(Error::usage("snr_gamma must be at least 1"));
+        }
         source::check_divides(config.common.resolution, "sample_size", config.sample_size)?;
         let clip = FrozenClip::open(&config.clip)?;
         let dataset = source::open(&config.common)?;
@@ -75,7 +78,10 @@ impl Decoder {
             },
             &mut builder.at(TEXT_PROJ),
         )?;
-        let scheduler = SchedulerConfig::decoder();
+        let scheduler = SchedulerConfig {
+            prediction_type: config.prediction_type,
+            ..SchedulerConfig::decoder()
+        };
         Ok(Decoder {
             text_proj,
             unet,
@@ -199,11 +205,15 @@ impl Stage for Decoder {
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, h, w, 3]
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, h, w, 3]
         let output = self.predict(t, &noisy, &at, &embeddings, &texts)?; // [n, h, w, 6]
-        let errors = squared_errors(&output, &noise);
+        let errors = match self.config.prediction_type {
+            Prediction::Sample => squared_errors(&output, &x0),
+            _ => squared_errors(&output, &noise),
+        };
         let loss = hybrid_loss(
             t,
             &self.schedule,
-            Weighting::Uniform,
+            self.config.prediction_type,
+            self.config.weighting(),
             &output,
             &x0,
             &noise,
@@ -212,7 +222,7 @@ impl Stage for Decoder {
         )?;
         Ok(Loss {
             parts: vec![
-                ("mse", loss.noise.tensor().item()?),
+                ("mse", loss.error.tensor().item()?),
                 ("vb", loss.bound.tensor().item()?),
             ],
             by_time: at.into_iter().zip(errors).collect(),
