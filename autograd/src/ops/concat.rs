@@ -82,7 +82,9 @@ fn case(shape: &[usize], dim: usize, extents: &[usize]) -> Case {
     let inputs = extents.iter().zip(names);
     Case {
         name: format!("dim={dim},extents={extents:?},total={total:?}"),
-        inputs: inputs.map(|(&d, name)| Input::normal(name, &with(d))).collect(),
+        inputs: inputs
+            .map(|(&d, name)| Input::normal(name, &with(d)))
+            .collect(),
         cost: Cost {
             flops: 0.0,
             elements: 2.0 * total.iter().product::<usize>() as f64,

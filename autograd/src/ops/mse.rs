@@ -88,7 +88,11 @@ fn case(shape: &[usize], weighted: bool, mean: f64) -> Case {
         run: Box::new(|t, x| Ok(vec![mse(t, &x[0], &x[1], x.get(2).map(Var::tensor))?])),
         reference: Box::new(move |x: &[Array]| {
             let weight = |i| x.get(2).map_or(1.0, |w| w.data[i / (elements / samples)]);
-            let squares = x[0].data.iter().zip(&x[1].data).map(|(x, t)| (x - t) * (x - t));
+            let squares = x[0]
+                .data
+                .iter()
+                .zip(&x[1].data)
+                .map(|(x, t)| (x - t) * (x - t));
             let sum: f64 = squares.enumerate().map(|(i, s)| weight(i) * s).sum();
             vec![Array {
                 shape: vec![],

@@ -28,7 +28,12 @@ impl OpSpec for Spec {
     }
 
     fn cases(&self) -> Vec<Case> {
-        vec![case(&[1]), case(&[5, 7]), case(&[3, 1, 131]), case(&[2, 9001])]
+        vec![
+            case(&[1]),
+            case(&[5, 7]),
+            case(&[3, 1, 131]),
+            case(&[2, 9001]),
+        ]
     }
 
     fn benches(&self) -> Vec<Case> {

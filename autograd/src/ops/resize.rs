@@ -57,9 +57,9 @@ impl OpSpec for Spec {
             ([3, 33, 16, 3], [64, 65]),
         ];
         let filters = [Filter::Bilinear, Filter::BicubicAntialias];
-        let cases = filters.into_iter().flat_map(|filter| {
-            sizes.into_iter().map(move |(x, out)| case(x, out, filter))
-        });
+        let cases = filters
+            .into_iter()
+            .flat_map(|filter| sizes.into_iter().map(move |(x, out)| case(x, out, filter)));
         cases.collect()
     }
 
@@ -90,7 +90,8 @@ fn case(shape: [usize; 4], out: [usize; 2], filter: Filter) -> Case {
             let columns = Array::from_fn(&[out_h, h], |i| weight(filter, h, out_h, i[0], i[1]));
             let rows = Array::from_fn(&[out_w, w], |i| weight(filter, w, out_w, i[0], i[1]));
             let tall = Array::from_fn(&[n, out_h, w, c], |i| {
-                let terms = (0..h).map(|y| columns.at(&[i[1], y]) * x[0].at(&[i[0], y, i[2], i[3]]));
+                let terms =
+                    (0..h).map(|y| columns.at(&[i[1], y]) * x[0].at(&[i[0], y, i[2], i[3]]));
                 terms.sum()
             });
             vec![Array::from_fn(&[n, out_h, out_w, c], |i| {

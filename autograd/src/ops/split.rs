@@ -50,7 +50,12 @@ impl Backward for SplitBackward {
         let gradients = upstream.all();
         let after = self.x.dims()[self.dim] - self.before - self.sizes.iter().sum::<usize>();
         let mut pieces = vec![(self.before, None)];
-        pieces.extend(self.sizes.iter().copied().zip(gradients.iter().map(Option::as_ref)));
+        pieces.extend(
+            self.sizes
+                .iter()
+                .copied()
+                .zip(gradients.iter().map(Option::as_ref)),
+        );
         pieces.push((after, None));
         grads.sink(self.to, &self.x, |dx, accum| {
             split::backward(dx, accum, &pieces, self.dim)
@@ -105,7 +110,9 @@ fn split_case(shape: &[usize], dim: usize, sizes: &[usize]) -> Case {
         reference: Box::new(move |x: &[Array]| {
             let start = |piece: usize| sizes[..piece].iter().sum();
             let pieces = sizes.iter().enumerate();
-            pieces.map(|(i, &size)| block(&x[0], dim, start(i), size)).collect()
+            pieces
+                .map(|(i, &size)| block(&x[0], dim, start(i), size))
+                .collect()
         }),
     }
 }
