@@ -170,33 +170,23 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Forces the files of `dir` to disk and writes their manifest.
+/// Forces everything in `dir` to disk, then writes its manifest.
 fn seal(dir: &Path, step: u64) -> Result<()> {
+    files::sync_tree(dir)?;
     let mut manifest = Manifest {
         step,
         files: BTreeMap::new(),
     };
-    let mut directories = vec![dir.to_path_buf()];
     for relative in files::walk(dir)? {
         let path = dir.join(&relative);
-        let file = File::open(&path).map_err(Error::io("read", &path))?;
-        file.sync_all().map_err(Error::io("flush", &path))?;
-        let entry = digest(file).map_err(Error::io("read", &path))?;
+        let entry = File::open(&path)
+            .and_then(digest)
+            .map_err(Error::io("read", &path))?;
         manifest.files.insert(unix_name(&relative), entry);
-        let holder = files::parent(&path).to_path_buf();
-        if !directories.contains(&holder) {
-            directories.push(holder);
-        }
     }
     let text = serde_json::to_string_pretty(&manifest)
         .map_err(|e| Error::failure(format!("cannot write the manifest: {e}")))?;
-    files::replace(&dir.join(MANIFEST), text.as_bytes())?;
-    // Nested component directories: inner before outer.
-    directories.sort();
-    directories
-        .iter()
-        .rev()
-        .try_for_each(|dir| files::sync_dir(dir))
+    files::replace(&dir.join(MANIFEST), text.as_bytes())
 }
 
 /// Says why a checkpoint is not complete.

@@ -36,6 +36,20 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
         .map_err(Error::io("flush", dir))
 }
 
+/// Forces every file and directory under `dir`, itself included, to disk: what is inside before what holds it.
+pub fn sync_tree(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let path = entry.map_err(Error::io("list", dir))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(Error::io("flush", &path))?,
+        }
+    }
+    sync_dir(dir)
+}
+
 /// Every regular file under `dir`, relative to it, sorted.
 pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -65,12 +79,7 @@ pub fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result
     remove_dir(&temporary)?;
     create_dir(&temporary)?;
     fill(&temporary)?;
-    for relative in walk(&temporary)? {
-        let path = temporary.join(relative);
-        File::open(&path)
-            .and_then(|file| file.sync_all())
-            .map_err(Error::io("flush", &path))?;
-    }
+    sync_tree(&temporary)?;
     remove_dir(dir)?;
     fs::rename(&temporary, dir).map_err(Error::io("rename", &temporary))?;
     sync_dir(parent(dir))
@@ -82,17 +91,6 @@ pub fn remove_dir(dir: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
         _ => Ok(()),
     }
-}
-
-/// Copies the files of `from` into `to` (which is created), for small trees such as a model directory.
-pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    for relative in walk(from)? {
-        let target = to.join(&relative);
-        create_dir(parent(&target))?;
-        let source = from.join(&relative);
-        fs::copy(&source, &target).map_err(Error::io("copy", &source))?;
-    }
-    Ok(())
 }
 
 /// The directory that holds `path`; `.` for a bare name.
