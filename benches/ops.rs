@@ -1,7 +1,7 @@
 //! Times the large cases of every op of [`autograd::ops::ALL`]: forward, and forward with backward, in f32. There is no
 //! op in this file.
 //!
-//! `cargo bench --bench ops -- 'matmul/'` times the cases whose name contains the text. Inputs take turns, so that no
+//! `cargo bench --bench ops -- 'matmul/'` times the cases whose name matches the expression, `--exact` one of them. Inputs take turns, so that no
 //! call finds its operands in the cache unless all sets fit; what the last call gave is compared with the f64 result
 //! after timing. Each line is
 //!

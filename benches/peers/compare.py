@@ -36,11 +36,11 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def run_ours(bench, filters, threads, raw):
-    """One pass of our side; appends to `raw`."""
+def run_ours(bench, selections, threads, raw):
+    """One pass of our side, a call for each selection; appends to `raw`."""
     environment = dict(os.environ, UNCLIP_BENCH=str(raw), RAYON_NUM_THREADS=str(threads))
-    for text in filters:
-        command = ["cargo", "bench", "--bench", bench, "--", text]
+    for selection in selections:
+        command = ["cargo", "bench", "--bench", bench, "--", *selection]
         subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
 
 
@@ -114,9 +114,11 @@ def main():
     python = os.environ.get("UNCLIP_PEER_PYTHON")
     script = f"torch_{options.bench}.py"
     filters = options.filter or []
+    # A filter is a regular expression to our side, which names are not.
+    selections = [[text] for text in filters] or [[]]
     if not filters and python:
-        filters = output(python, str(HERE / script), "--list").splitlines()
-    filters = filters or [""]
+        names = output(python, str(HERE / script), "--list").splitlines()
+        selections = [["--exact", name] for name in names]
 
     commit = output("git", "rev-parse", "--short", "HEAD")
     changed = "-changed" if output("git", "status", "--porcelain") else ""
@@ -130,7 +132,7 @@ def main():
     subprocess.run(["cargo", "bench", "--no-run", "--bench", options.bench], cwd=ROOT, check=True)
     seen = len(raw.read_text().splitlines())
     for index in range(options.passes):
-        run_ours(options.bench, filters, options.threads, raw)
+        run_ours(options.bench, selections, options.threads, raw)
         if python:
             run_peer(python, script, filters, options.threads, raw)
         seen = numbered(raw, index, seen)

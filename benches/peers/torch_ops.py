@@ -95,9 +95,8 @@ def measure(name, make, run, backward):
             break
     samples.sort()
     us = lambda seconds: seconds * 1e6
-    passes = "forward+backward" if backward else "forward"
     print(json.dumps({
-        "side": "pytorch", "name": f"{name} {passes}", "dtype": "f32",
+        "side": "pytorch", "name": name, "dtype": "f32",
         "median_us": us(quantile(samples, 0.5)), "p20_us": us(quantile(samples, 0.2)),
         "p80_us": us(quantile(samples, 0.8)), "best_us": us(samples[0]), "samples": len(samples),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
@@ -113,13 +112,14 @@ def main():
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     for name, (make, run) in CASES.items():
-        if options.filters and not any(f in name for f in options.filters):
-            continue
-        if options.list:
-            print(name)
-            continue
-        measure(name, make, run, backward=False)
-        measure(name, make, run, backward=True)
+        for passes in ("forward", "forward+backward"):
+            full = f"{name} {passes}"
+            if options.filters and not any(f in full for f in options.filters):
+                continue
+            if options.list:
+                print(full)
+            else:
+                measure(full, make, run, backward=passes != "forward")
 
 
 if __name__ == "__main__":
