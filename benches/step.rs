@@ -35,6 +35,7 @@ impl<M: Model> Job<M> {
     fn measure(
         &self,
         criterion: &mut Criterion,
+        peak_flops: f64,
         loss: impl Fn(&M, &Tape) -> train::Result<Var>,
     ) -> Result<(), Box<dyn std::error::Error>> {
         let mut samples: Vec<f64> = vec![];
@@ -94,7 +95,7 @@ impl<M: Model> Job<M> {
             loaded.params.layout().parameters(),
         );
         report::record(timing.json(json!({
-            "name": format!("step/{}", self.name), "flops": self.flops, "batch": self.batch,
+            "name": format!("step/{}", self.name), "flops": self.flops, "peak_flops": peak_flops, "batch": self.batch,
             "parameters": loaded.params.layout().parameters(), "first_loss": first, "last_loss": last,
         })));
         // The result is verified by what training is for: the same batch again must become less wrong.
@@ -164,7 +165,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let times: Vec<f32> = (0..16).map(|i| (i * 62) as f32).collect();
     let times = Tensor::from_slice(&times, [16], Device::Cpu);
-    unet.measure(&mut criterion, |model, t| {
+    unet.measure(&mut criterion, peak, |model, t| {
         let (x, times) = (t.constant(x.clone()), t.constant(times.clone()));
         let y = model.forward(t, &x, &times, None)?; // [16, 32, 32, 3]
         Ok(mse::mse(t, &y, &t.constant(noise.clone()), None)?)
@@ -197,7 +198,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let ids: Vec<i32> = (0..64 * 32).map(words).collect();
     let ids = Tensor::from_slice(&ids, [64, 32], Device::Cpu);
-    clip.measure(&mut criterion, |model, t| {
+    clip.measure(&mut criterion, peak, |model, t| {
         let pixels = t.constant(pixels.clone());
         Ok(model.forward(t, &ids, None, &pixels)?.loss)
     })?;

@@ -68,11 +68,11 @@ def table(rows):
     if peaks:
         flops = statistics.median(row["peak_flops"] for row in peaks)
         best = max(row["peak_flops"] for row in peaks)
-        copy = statistics.median(row["peak_bytes"] for row in peaks)
-        lines.append(
-            f"Measured peak of the machine: {flops / 1e9:.0f} GFLOP/s f32 (median of the runs, best {best / 1e9:.0f}), "
-            f"copy {copy / 1e9:.1f} GB/s.\n"
-        )
+        text = f"Measured peak of the machine: {flops / 1e9:.0f} GFLOP/s f32 (median of the runs, best {best / 1e9:.0f})"
+        copies = [row["peak_bytes"] for row in peaks if "peak_bytes" in row]
+        if copies:
+            text += f", copy {statistics.median(copies) / 1e9:.1f} GB/s"
+        lines.append(text + ".\n")
     lines += [
         "| case | ours µs, median of passes (range) | best | GFLOP/s | % of peak | PyTorch µs, median (range) | best | ours × PyTorch, median | best |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -91,7 +91,9 @@ def table(rows):
         flops = first.get("flops", 0.0)
         limit = 0.0
         if "peak_flops" in first:
-            limit = max(flops / first["peak_flops"], first["bytes"] / first["peak_bytes"])
+            limit = flops / first["peak_flops"]
+        if "peak_bytes" in first:
+            limit = max(limit, first["bytes"] / first["peak_bytes"])
         cells = [name, spread, f"{best:.0f}", f"{flops / ours / 1e3:.1f}", f"{100e6 * limit / ours:.0f}"]
         if "pytorch" in found:
             peer, peer_spread, peer_best = times(found["pytorch"])
