@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod element;
 mod gemm;
+pub mod launch;
 pub mod math;
 pub mod ops;
 pub mod parallel;
