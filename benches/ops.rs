@@ -229,6 +229,7 @@ fn measure(
 }
 
 fn main() {
+    kernels::parallel::adopt_current_thread();
     // Criterion's own options, such as a filter, apply.
     let mut criterion = Criterion::default()
         .without_plots()

@@ -134,6 +134,7 @@ fn normal(name: &str, shape: &[usize]) -> Result<Tensor, tensor::Error> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    kernels::parallel::adopt_current_thread();
     let mut criterion = Criterion::default()
         .without_plots()
         .warm_up_time(Duration::from_secs(3))

@@ -10,6 +10,18 @@ use crate::buffer::{ALIGNMENT, Buffer};
 /// Below this many elements a loop runs on the calling thread: waking a worker costs more than it saves.
 pub const SERIAL_BELOW: usize = 16 * 1024;
 
+/// Makes the calling thread a worker of the global pool; a program's main thread calls it once, before any other work.
+///
+/// A caller from outside the pool sleeps while the workers run its parts, and each call wakes all of them anew: with as
+/// many threads as cores the scheduler then often puts two workers on one core until its next tick, milliseconds later.
+/// A caller that is a worker itself keeps its core. Where the pool has started already, nothing changes.
+pub fn adopt_current_thread() {
+    // The only errors are a pool that has begun already and a system without threads: work goes on as it can either way.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
+}
+
 /// Calls `f(index, chunk)` for consecutive chunks of `chunk` elements of `data`.
 pub fn chunks_mut<T: Send>(
     data: &mut [T],

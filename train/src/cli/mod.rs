@@ -42,6 +42,7 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    kernels::parallel::adopt_current_thread();
     let arguments = Arguments::parse();
     // `unclip … | head`: when nobody reads on, the program ends without a word, as others do.
     let reader_gone = Arc::new(AtomicBool::new(true));
