@@ -12,6 +12,7 @@ pub mod ops;
 pub mod parallel;
 pub mod peak;
 pub mod philox;
+pub mod ptx;
 pub mod ptxas;
 pub mod random;
 pub mod simd;
