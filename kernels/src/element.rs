@@ -1,10 +1,9 @@
 //! Element types: what a tensor can hold ([`DType`], [`Element`]) and what a CPU kernel can compute in ([`Float`]).
 
 use std::fmt;
-use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::gemm::Registers;
-use crate::math;
+use crate::real::Real;
 
 /// The type of a tensor's elements.
 ///
@@ -71,77 +70,35 @@ elements!(f32 => F32, f64 => F64, half::bf16 => BF16, half::f16 => F16, i32 => I
 /// A type that CPU kernels compute in.
 ///
 /// Every method is a pure function of its operands' bits, the same at every SIMD level: `mul_add` is always one
-/// rounding, and the transcendental functions of `f32` are polynomials of our own (see [`math`]), so that they
+/// rounding, and the transcendental functions of `f32` are polynomials of our own (see [`crate::math`]), so that they
 /// vectorise and do not depend on the C library. Those of `f64` are the C library's.
 pub trait Float:
-    Element
-    + Default
-    + PartialOrd
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
-    + std::iter::Sum
-    + Registers
+    Element + Real<Mask = bool> + Default + PartialOrd + std::iter::Sum + Registers
 {
     const ZERO: Self;
     const ONE: Self;
     const INFINITY: Self;
     const NEG_INFINITY: Self;
 
-    fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
-    /// `self · a + b`, rounded once.
-    fn mul_add(self, a: Self, b: Self) -> Self;
-    fn sqrt(self) -> Self;
-    fn abs(self) -> Self;
     /// The larger operand; `other` where `self` is NaN.
     fn max(self, other: Self) -> Self;
     fn min(self, other: Self) -> Self;
-    fn exp(self) -> Self;
-    /// Natural logarithm.
-    fn ln(self) -> Self;
-    fn tanh(self) -> Self;
-    /// Gauss error function.
-    fn erf(self) -> Self;
     fn sin(self) -> Self;
     fn cos(self) -> Self;
     fn is_finite(self) -> bool;
-
-    /// `1 / (1 + exp(−x))`.
-    #[inline(always)]
-    fn sigmoid(self) -> Self {
-        Self::ONE / (Self::ONE + (-self).exp())
-    }
 }
 
 macro_rules! float {
-    ($t:ident, $exp:path, $ln:path, $tanh:path, $erf:path) => {
+    ($t:ident) => {
         impl Float for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const INFINITY: Self = $t::INFINITY;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
             #[inline(always)]
-            fn from_f64(x: f64) -> Self {
-                x as $t
-            }
-            #[inline(always)]
             fn to_f64(self) -> f64 {
                 self as f64
-            }
-            #[inline(always)]
-            fn mul_add(self, a: Self, b: Self) -> Self {
-                $t::mul_add(self, a, b)
-            }
-            #[inline(always)]
-            fn sqrt(self) -> Self {
-                $t::sqrt(self)
-            }
-            #[inline(always)]
-            fn abs(self) -> Self {
-                $t::abs(self)
             }
             #[inline(always)]
             fn max(self, other: Self) -> Self {
@@ -150,22 +107,6 @@ macro_rules! float {
             #[inline(always)]
             fn min(self, other: Self) -> Self {
                 if self < other { self } else { other }
-            }
-            #[inline(always)]
-            fn exp(self) -> Self {
-                $exp(self)
-            }
-            #[inline(always)]
-            fn ln(self) -> Self {
-                $ln(self)
-            }
-            #[inline(always)]
-            fn tanh(self) -> Self {
-                $tanh(self)
-            }
-            #[inline(always)]
-            fn erf(self) -> Self {
-                $erf(self)
             }
             #[inline(always)]
             fn sin(self) -> Self {
@@ -182,11 +123,5 @@ macro_rules! float {
         }
     };
 }
-float!(
-    f32,
-    math::exp_f32,
-    math::ln_f32,
-    math::tanh_f32,
-    math::erf_f32
-);
-float!(f64, f64::exp, f64::ln, f64::tanh, math::erf_f64);
+float!(f32);
+float!(f64);

@@ -15,12 +15,14 @@ pub mod philox;
 pub mod ptx;
 pub mod ptxas;
 pub mod random;
+pub mod real;
 pub mod simd;
 #[cfg(test)]
 mod testing;
 
 pub use buffer::Buffer;
 pub use element::{DType, Element, Float};
+pub use real::Real;
 
 /// What a kernel does with its destination.
 ///
@@ -34,6 +36,24 @@ pub enum Accum {
 }
 
 impl Accum {
+    pub const ALL: [Accum; 2] = [Accum::Replace, Accum::Add];
+
+    /// A part of a kernel's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Accum::Replace => "replace",
+            Accum::Add => "add",
+        }
+    }
+
+    /// As formulas have it.
+    pub const fn symbol(self) -> &'static str {
+        match self {
+            Accum::Replace => "=",
+            Accum::Add => "+=",
+        }
+    }
+
     /// `value` under [`Accum::Replace`], `old + value` under [`Accum::Add`].
     #[inline(always)]
     pub fn put<T: Float>(self, dst: &mut T, value: T) {

@@ -2,24 +2,29 @@
 //!
 //! Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3 and table 2.
 
+use crate::real::Word;
+
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 /// Added to the key between rounds: the golden ratio and √3 − 1 as 32-bit fractions.
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Four independent uniform 32-bit words for one (key, counter): ten rounds of the paper's bijection.
 #[inline(always)]
-pub fn philox4x32_10(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
+pub fn philox4x32_10<W: Word>(mut key: [W; 2], mut counter: [W; 4]) -> [W; 4] {
     for round in 0..10 {
         if round > 0 {
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+            key = [
+                key[0].add(W::from_u32(WEYL[0])),
+                key[1].add(W::from_u32(WEYL[1])),
+            ];
         }
-        let wide0 = u64::from(MULTIPLIER[0]) * u64::from(counter[0]);
-        let wide1 = u64::from(MULTIPLIER[1]) * u64::from(counter[2]);
+        let [high0, low0] = counter[0].mul_wide(MULTIPLIER[0]);
+        let [high1, low1] = counter[2].mul_wide(MULTIPLIER[1]);
         counter = [
-            (wide1 >> 32) as u32 ^ counter[1] ^ key[0],
-            wide1 as u32,
-            (wide0 >> 32) as u32 ^ counter[3] ^ key[1],
-            wide0 as u32,
+            high1.xor(counter[1]).xor(key[0]),
+            low1,
+            high0.xor(counter[3]).xor(key[1]),
+            low0,
         ];
     }
     counter

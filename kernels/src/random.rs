@@ -4,7 +4,9 @@
 //! name), the sample is counted globally over micro-steps and ranks, the element within the sample. So recompute,
 //! resume, accumulation and sharding draw what one uninterrupted rank would.
 
+use crate::math::polynomial;
 use crate::philox::philox4x32_10;
+use crate::real::{Real, Single, Word};
 use crate::{Float, multiversion, parallel};
 
 /// Who draws, and when.
@@ -53,8 +55,9 @@ impl Draw {
 
 /// A float in (0, 1): the upper 24 bits, plus half a step.
 #[inline(always)]
-fn open_unit(word: u32) -> f32 {
-    ((word >> 8) as f32 + 0.5) * (1.0 / 16_777_216.0)
+pub fn open_unit<W: Word>(word: W) -> W::Single {
+    let c = W::Single::from_f32;
+    (word.shift_right(8).to_single() + c(0.5)) * c(1.0 / 16_777_216.0)
 }
 
 /// Two standard normals from two words, by Box and Muller's method (1958).
@@ -62,47 +65,50 @@ fn open_unit(word: u32) -> f32 {
 /// Made of IEEE-exact operations only (fused multiply-add, multiply, add, square root and integer operations), so that
 /// every device gives the same bits.
 #[inline(always)]
-pub fn normal_pair(a: u32, b: u32) -> [f32; 2] {
+pub fn normal_pair<W: Word>(a: W, b: W) -> [W::Single; 2] {
+    /// The bits of √½.
+    const ROOT_HALF: u32 = 0x3F35_04F3;
+    let c = W::Single::from_f32;
     // Radius √(−2 ln u). u = 2^e·(1 + f) with 1 + f in [√½, √2).
-    let bits = open_unit(a).to_bits();
-    let offset = bits.wrapping_sub(0x3F35_04F3);
-    let e = ((offset as i32) >> 23) as f32;
-    let f = f32::from_bits((offset & 0x007F_FFFF).wrapping_add(0x3F35_04F3)) - 1.0;
+    let offset = open_unit(a).to_bits().sub(W::from_u32(ROOT_HALF));
+    let e = offset.shift_right_signed(23).signed_to_single();
+    let m = offset.and(0x007F_FFFF).add(W::from_u32(ROOT_HALF));
+    let f = W::Single::from_bits(m) - c(1.0);
     let z = f * f;
-    let mut p = 7.037_683_6e-2_f32;
-    for c in [
-        -1.151_461e-1,
-        1.167_699_9e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_8e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ] {
-        p = p.mul_add(f, c);
-    }
-    let ln = e.mul_add(
-        std::f32::consts::LN_2,
-        z.mul_add(-0.5, (p * f).mul_add(z, f)),
+    let p = polynomial(
+        f,
+        [
+            7.037_683_6e-2,
+            -1.151_461e-1,
+            1.167_699_9e-1,
+            -1.242_014_1e-1,
+            1.424_932_3e-1,
+            -1.666_805_8e-1,
+            2.000_071_5e-1,
+            -2.499_999_4e-1,
+            3.333_333e-1,
+        ],
     );
-    let radius = (ln * -2.0).sqrt();
+    let ln = e.mul_add(
+        c(std::f32::consts::LN_2),
+        z.mul_add(c(-0.5), (p * f).mul_add(z, f)),
+    );
+    let radius = (ln * c(-2.0)).sqrt();
 
     // Angle: two bits choose the quadrant, the rest an angle θ in (−π/4, π/4).
-    let turn = ((b & 0x3FFF_FFFF) as i32 - 0x2000_0000) as f32;
-    let theta = turn * (std::f32::consts::FRAC_PI_2 / 1_073_741_824.0);
+    let turn = b.and(0x3FFF_FFFF).sub(W::from_u32(0x2000_0000));
+    let theta = turn.signed_to_single() * c(std::f32::consts::FRAC_PI_2 / 1_073_741_824.0);
     let z = theta * theta;
-    let sin = z
-        .mul_add(-1.951_529_6e-4, 8.332_161e-3)
-        .mul_add(z, -1.666_665_5e-1);
+    let sin = polynomial(z, [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1]);
     let sin = (sin * z).mul_add(theta, theta);
-    let cos = z
-        .mul_add(2.443_315_7e-5, -1.388_731_6e-3)
-        .mul_add(z, 4.166_664_6e-2);
-    let cos = (cos * z).mul_add(z, z.mul_add(-0.5, 1.0));
-    let swap = b & 0x4000_0000 != 0;
-    let (x, y) = (if swap { sin } else { cos }, if swap { cos } else { sin });
-    let sign = if b & 0x8000_0000 != 0 { -1.0 } else { 1.0 };
+    let cos = polynomial(z, [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2]);
+    let cos = (cos * z).mul_add(z, z.mul_add(c(-0.5), c(1.0)));
+    let swap = b.has(0x4000_0000);
+    let (x, y) = (
+        W::Single::select(swap, sin, cos),
+        W::Single::select(swap, cos, sin),
+    );
+    let sign = W::Single::select(b.has(0x8000_0000), c(-1.0), c(1.0));
     [radius * x * sign, radius * y * sign]
 }
 

@@ -1,4 +1,5 @@
-//! One folder per op: descriptor and contract in `mod.rs`, CPU code in `cpu.rs`.
+//! One folder per op: descriptor and contract in `mod.rs`, CPU code in `cpu.rs`, GPU kernels in
+//! `ptx.rs` and in the table of [`variants`].
 
 pub mod affine;
 pub mod attention;

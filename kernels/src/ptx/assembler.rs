@@ -130,17 +130,30 @@ impl Assembler {
     }
 
     /// What a reader must know first: formula, grid, memory, register budget. Printed above the entry.
+    #[track_caller]
     pub fn contract(&self, text: &str) {
+        self.check_comment(text);
         let lines = text.lines().map(|line| line.trim().to_string());
         self.state.borrow_mut().contract.extend(lines);
     }
 
     /// A comment on the instructions that follow.
+    #[track_caller]
     pub fn comment(&self, text: impl fmt::Display) {
+        let text = text.to_string();
+        self.check_comment(&text);
         let mut state = self.state.borrow_mut();
         let depth = state.scopes.len();
-        for line in text.to_string().lines() {
+        for line in text.lines() {
             state.lines.push(Line::Comment(line.to_string(), depth));
+        }
+    }
+
+    /// Assemblers of PTX take ASCII only, in comments too.
+    #[track_caller]
+    fn check_comment(&self, text: &str) {
+        if !text.is_ascii() {
+            self.misuse(format_args!("a comment that is not ASCII: {text}"));
         }
     }
 

@@ -5,7 +5,7 @@
 //! use kernels::ptx::{Assembler, F32, U32};
 //!
 //! let k = &Assembler::new("scale", Arch::Sm80, [256, 1, 1]);
-//! k.contract("y = 2·x, one thread an element.");
+//! k.contract("y = 2x, one thread an element.");
 //! let y = k.buffer::<F32>("y");
 //! let x = k.buffer::<F32>("x");
 //! let n = k.parameter::<U32>("n");
@@ -30,6 +30,7 @@ mod instructions;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod real;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ mod warp;
 pub use assembler::{Assembled, Assembler};
 pub use mbarrier::{Mbarrier, Mbarriers};
 pub use memory::{Cluster, Global, Pointer, Shared, Space, TensorMap};
+pub use real::Fast;
 pub use shared::{CHUNK_BYTES, Layout, Position, Tile, Tiles};
 pub use types::{Arithmetic, B16, B32, B64, Bf16, Bf16x2, F32, Pred, S32, Type, U32, U64};
 pub use value::{Condition, Facts, IntoValue, Value, Variable};

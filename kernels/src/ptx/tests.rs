@@ -27,7 +27,7 @@ fn body(write: impl FnOnce(&Assembler)) -> Vec<String> {
 #[test]
 fn a_whole_kernel() {
     let k = &kernel(256);
-    k.contract("y = 2·x, one thread an element.\nGrid: ceil(n / 256).");
+    k.contract("y = 2x, one thread an element.\nGrid: ceil(n / 256).");
     let y = k.buffer::<F32>("y");
     let x = k.buffer::<F32>("x");
     let n = k.parameter::<U32>("n");
@@ -40,7 +40,7 @@ fn a_whole_kernel() {
 .target sm_80
 .address_size 64
 
-// y = 2·x, one thread an element.
+// y = 2x, one thread an element.
 // Grid: ceil(n / 256).
 .visible .entry kernel(
     .param .u64 .ptr .global .align 256 y,

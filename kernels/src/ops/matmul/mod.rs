@@ -8,7 +8,7 @@ mod tests;
 pub use cpu::{column_sums, forward};
 pub(super) use epilogue::Epilogue;
 
-use crate::Float;
+use crate::real::Real;
 
 /// What a matrix product's epilogue applies after the bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,13 +24,13 @@ pub enum Activation {
 
 impl Activation {
     #[inline(always)]
-    pub fn apply<T: Float>(self, x: T) -> T {
+    pub fn apply<T: Real>(self, x: T) -> T {
         match self {
             Activation::None => x,
             Activation::Gelu => {
                 let half = T::from_f64(0.5);
                 let root = T::from_f64(std::f64::consts::FRAC_1_SQRT_2);
-                half * x * (T::ONE + (x * root).erf())
+                half * x * (T::from_f64(1.0) + (x * root).erf())
             }
             Activation::QuickGelu => x * (T::from_f64(1.702) * x).sigmoid(),
             Activation::Silu => x * x.sigmoid(),

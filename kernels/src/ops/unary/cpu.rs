@@ -1,6 +1,6 @@
 //! Unary functions on the CPU.
 
-use super::Unary;
+use super::{Unary, derivative, value};
 use crate::{Accum, Float, multiversion, parallel};
 
 const PART: usize = 8 * 1024;
@@ -27,64 +27,6 @@ pub fn backward<T: Float>(f: Unary, dx: &mut [T], accum: Accum, dy: &[T], x: &[T
         let n = dx.len();
         backward_leaf(f, dx, accum, &dy[i * PART..][..n], &x[i * PART..][..n])
     });
-}
-
-/// `f(x)`, for kernels that fuse an activation.
-#[inline(always)]
-pub fn value<T: Float>(f: Unary, x: T) -> T {
-    match f {
-        Unary::Silu => x * x.sigmoid(),
-        Unary::Gelu => {
-            x * T::from_f64(0.5)
-                * (T::ONE + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
-        }
-        Unary::QuickGelu => x * (x * T::from_f64(1.702)).sigmoid(),
-        Unary::Exp => x.exp(),
-        Unary::Tanh => x.tanh(),
-        Unary::Square => x * x,
-        Unary::LogSigmoid => {
-            // min(x, 0) − ln(1 + e) with e = exp(−|x|). Kahan's correction keeps ln(1 + e) right where 1 + e rounds.
-            let e = (-x.abs()).exp();
-            let u = T::ONE + e;
-            let ln = if u > T::ONE {
-                u.ln() * (e / (u - T::ONE))
-            } else {
-                e
-            };
-            // In this order NaN stays NaN.
-            T::ZERO.min(x) - ln
-        }
-    }
-}
-
-/// `f′(x)`.
-#[inline(always)]
-pub fn derivative<T: Float>(f: Unary, x: T) -> T {
-    match f {
-        Unary::Silu => {
-            let s = x.sigmoid();
-            s * (T::ONE + x * (T::ONE - s))
-        }
-        Unary::Gelu => {
-            let cdf = T::from_f64(0.5)
-                * (T::ONE + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf());
-            // The density at x is φ(x) = e^(−x²/2) / √(2π).
-            let density = (x * x * T::from_f64(-0.5)).exp() * T::from_f64(0.398_942_280_401_432_7);
-            x.mul_add(density, cdf)
-        }
-        Unary::QuickGelu => {
-            let scaled = x * T::from_f64(1.702);
-            let s = scaled.sigmoid();
-            s * (T::ONE + scaled * (T::ONE - s))
-        }
-        Unary::Exp => x.exp(),
-        Unary::Tanh => {
-            let y = x.tanh();
-            T::ONE - y * y
-        }
-        Unary::Square => x + x,
-        Unary::LogSigmoid => (-x).sigmoid(),
-    }
 }
 
 /// Chooses the function outside the loop, so that each loop vectorises.

@@ -1,8 +1,10 @@
 //! Elementwise functions of one operand.
 
 mod cpu;
+mod function;
 
-pub use cpu::{backward, derivative, forward, value};
+pub use cpu::{backward, forward};
+pub use function::{derivative, value};
 
 /// y = f(x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@
 
 use super::Coefficients;
 use crate::ops::mse::mean_over_samples;
-use crate::{Accum, Float, parallel};
+use crate::{Accum, Float, Real, parallel};
 
 const PART: usize = 1024;
 
