@@ -25,6 +25,7 @@ mod assembler;
 mod control;
 mod copy;
 mod float;
+mod floats;
 #[cfg(test)]
 mod instructions;
 mod matrix;
@@ -40,6 +41,7 @@ pub mod value;
 mod warp;
 
 pub use assembler::{Assembled, Assembler};
+pub use floats::{Floats, Storage};
 pub use mbarrier::{Mbarrier, Mbarriers};
 pub use memory::{Cluster, Global, Pointer, Shared, Space, TensorMap};
 pub use real::Fast;

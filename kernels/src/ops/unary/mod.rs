@@ -2,6 +2,7 @@
 
 mod cpu;
 mod function;
+pub mod ptx;
 
 pub use cpu::{backward, forward};
 pub use function::{derivative, value};

@@ -1,0 +1,169 @@
+//! Every variant of every GPU kernel, in one table.
+//!
+//! A kernel is a type whose values are its variants: what changes the text, such as tile sizes and fused functions, but
+//! no sizes of operands. Only types in the table can implement [`Variant`], and only a [`Variant`] can be planned and
+//! launched; so `unclip kernels list`, the lint and the simulated tests miss none.
+
+use std::fmt;
+
+use crate::launch::{Arch, Launch};
+use crate::ptx::{Assembled, Assembler};
+
+/// A type in the table of this module.
+pub trait Listed {}
+
+/// A GPU kernel of an op.
+pub trait Variant: Listed + Copy + fmt::Debug + Send + Sync + 'static {
+    /// Op and pass: `unary/forward`.
+    const KERNEL: &'static str;
+
+    /// Every variant that a `config` may choose.
+    fn all() -> Vec<Self>;
+
+    /// What tells it from the others, as a part of an identifier: `silu_f32`.
+    fn label(&self) -> String;
+
+    fn arch(&self) -> Arch;
+
+    /// Threads of a CTA along x, y, z.
+    fn block(&self) -> [u32; 3];
+
+    /// Writes the body. The parameters that it declares, in order, are what a launch must pass.
+    fn write(&self, k: &Assembler);
+
+    /// The entry's name: kernel and label.
+    fn name(&self) -> String {
+        format!("{}_{}", Self::KERNEL.replace('/', "_"), self.label())
+    }
+
+    fn assemble(&self) -> Assembled {
+        let k = Assembler::new(self.name(), self.arch(), self.block());
+        self.write(&k);
+        k.finish()
+    }
+}
+
+/// A variant and its grid: what `config` makes of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan<V> {
+    pub variant: V,
+    /// CTAs along x, y, z.
+    pub grid: [u32; 3],
+}
+
+impl<V: Variant> Plan<V> {
+    pub fn assemble(&self) -> (Assembled, Launch) {
+        let assembled = self.variant.assemble();
+        let launch = assembled.launch(self.grid);
+        (assembled, launch)
+    }
+}
+
+/// Why no kernel takes a descriptor: one clause, for an error that shows the operands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// The largest number of elements that kernels can count: they index with 32 bits, and the last CTA counts beyond the end.
+pub const MAX_ELEMENTS: usize = 1 << 31;
+
+/// `n` as kernels count, or why not.
+pub fn count(n: usize, what: &str) -> Result<u32, Refused> {
+    match u32::try_from(n) {
+        Ok(count) if n <= MAX_ELEMENTS => Ok(count),
+        _ => Err(Refused(format!(
+            "{what} is {n}, more than the {MAX_ELEMENTS} that GPU kernels count"
+        ))),
+    }
+}
+
+/// A variant as the table lists it.
+pub struct Listing {
+    /// Op and pass.
+    pub kernel: &'static str,
+    pub name: String,
+    pub arch: Arch,
+    assemble: Box<dyn Fn() -> Assembled + Send + Sync>,
+}
+
+impl Listing {
+    fn new<V: Variant>(variant: V) -> Listing {
+        Listing {
+            kernel: V::KERNEL,
+            name: variant.name(),
+            arch: variant.arch(),
+            assemble: Box::new(move || variant.assemble()),
+        }
+    }
+
+    pub fn assemble(&self) -> Assembled {
+        (self.assemble)()
+    }
+}
+
+macro_rules! table {
+    ($($variant:ty),* $(,)?) => {
+        $(impl Listed for $variant {})*
+
+        /// Every variant of every kernel, in the table's order.
+        pub fn all() -> Vec<Listing> {
+            let mut listings = vec![];
+            $(listings.extend(<$variant>::all().into_iter().map(Listing::new));)*
+            listings
+        }
+    };
+}
+
+table![super::unary::ptx::Forward, super::unary::ptx::Backward,];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::ptxas;
+
+    #[test]
+    fn names_are_unique_and_texts_are_always_the_same() {
+        let mut names = HashSet::new();
+        for listing in all() {
+            assert!(names.insert(listing.name.clone()), "{} twice", listing.name);
+            let assembled = listing.assemble();
+            assert_eq!(assembled, listing.assemble(), "{}", listing.name);
+            assert_eq!(assembled.kernel.name, listing.name);
+            assert!(
+                assembled.kernel.text.contains("\n// "),
+                "{} has no contract",
+                listing.name
+            );
+        }
+    }
+
+    /// The lint: every variant assembles for its arch without spills, local memory, or notices of ignored instructions.
+    #[test]
+    fn nvidias_assembler_takes_every_kernel() {
+        let Some(ptxas) = ptxas::for_tests() else {
+            return;
+        };
+        let mut complaints = vec![];
+        for listing in all() {
+            match ptxas.assemble(&listing.assemble().kernel) {
+                Ok(report) => complaints.extend(
+                    report
+                        .defects()
+                        .into_iter()
+                        .map(|defect| format!("{}: {defect}", listing.name)),
+                ),
+                Err(error) => complaints.push(format!("{}: {error}", listing.name)),
+            }
+        }
+        assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    }
+}
