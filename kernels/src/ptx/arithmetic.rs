@@ -78,8 +78,16 @@ fn mul<'k, T: Arithmetic>(a: Value<'k, T>, b: Value<'k, T>) -> Value<'k, T> {
     if is(b, T::ONE) || is(a, T::ZERO) {
         return a;
     }
-    let facts = a.facts().mul(b.facts());
+    let facts = product(a, b);
     binary(&format!("mul.{}", T::MUL), a, b, T::mul, facts)
+}
+
+/// What is known of a·b.
+fn product<T: Type>(a: Value<'_, T>, b: Value<'_, T>) -> Facts {
+    match a.constant() {
+        Some(_) => b.facts().mul(a.facts(), a.constant()),
+        None => a.facts().mul(b.facts(), b.constant()),
+    }
 }
 
 #[track_caller]
@@ -98,7 +106,7 @@ fn rem<'k, T: Integer>(a: Value<'k, T>, b: Value<'k, T>) -> Value<'k, T> {
     if is(b, T::ONE) {
         return Value::from_bits(0);
     }
-    let facts = a.facts().rem(b.facts());
+    let facts = a.facts().rem(b.facts(), b.constant());
     binary(&format!("rem.{}", T::ADD), a, b, T::rem, facts)
 }
 
@@ -190,7 +198,7 @@ impl<'k, T: Arithmetic> Value<'k, T> {
         if let (Some(x), Some(a), Some(b)) = (self.constant(), a.constant(), b.constant()) {
             return Value::from_bits(T::mul_add(x, a, b));
         }
-        let facts = self.facts().mul(a.facts()).add(b.facts());
+        let facts = product(self, a).add(b.facts());
         assembler(&[self.assembler(), a.assembler(), b.assembler()]).compute(
             T::MULTIPLY_ADD,
             vec![self.operand(), a.operand(), b.operand()],
@@ -285,7 +293,7 @@ impl<'k, T: Integer> Value<'k, T> {
             Repr::Register { assembler, .. } => assembler.compute(
                 &format!("shl.{}", T::CLASS.declared()),
                 vec![self.operand(), Operand::text(by.to_string())],
-                self.facts().mul(Facts::of(1u64 << by)),
+                self.facts().mul(Facts::of(1 << by), Some(1 << by)),
             ),
         }
     }
@@ -318,7 +326,7 @@ impl<'k> Value<'k, U32> {
     #[track_caller]
     pub fn mul_wide(self, other: impl IntoValue<'k, U32>) -> Value<'k, U64> {
         let other = other.into_value();
-        let facts = self.facts().mul(other.facts());
+        let facts = product(self, other);
         binary("mul.wide.u32", self, other, |a, b| a * b, facts)
     }
 
@@ -359,10 +367,7 @@ impl<'k> Value<'k, U32> {
                 Operand::text(start.to_string()),
                 Operand::text(length.to_string()),
             ],
-            Facts {
-                multiple: 1,
-                below: 1u64 << length.min(32),
-            },
+            Facts::below(1u64 << length.min(32)),
         )
     }
 }
@@ -454,20 +459,14 @@ impl Assembler {
     /// `popc`: the number of bits set.
     #[track_caller]
     pub fn popc<'k>(&'k self, x: Value<'k, B32>) -> Value<'k, U32> {
-        let facts = Facts {
-            multiple: 1,
-            below: 33,
-        };
+        let facts = Facts::below(33);
         unary(self, "popc.b32", x, facts)
     }
 
     /// `clz`: the number of zeros above the highest bit set.
     #[track_caller]
     pub fn clz<'k>(&'k self, x: Value<'k, B32>) -> Value<'k, U32> {
-        let facts = Facts {
-            multiple: 1,
-            below: 33,
-        };
+        let facts = Facts::below(33);
         unary(self, "clz.b32", x, facts)
     }
 }

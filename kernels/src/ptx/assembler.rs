@@ -299,8 +299,8 @@ impl Assembler {
     }
 
     pub(super) fn set<T: Type>(&self, variable: Variable<'_, T>, value: Value<'_, T>) {
-        let wanted = self.facts(variable.id).multiple;
-        let known = value.facts().multiple;
+        let wanted = self.facts(variable.id).multiple();
+        let known = value.facts().multiple();
         if known < wanted {
             self.misuse(format_args!(
                 "a variable that stays a multiple of {wanted} is set to a value that is only known to be one of {known}"

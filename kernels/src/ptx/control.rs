@@ -73,18 +73,16 @@ impl Assembler {
         body: impl FnOnce(Value<'k, U32>),
     ) {
         let (start, end, step) = (start.into_value(), end.into_value(), step.into_value());
-        let facts = Facts {
-            multiple: start.facts().multiple.min(step.facts().multiple),
-            below: u64::MAX,
-        };
+        let multiple = start.facts().multiple().min(step.facts().multiple());
+        let facts = Facts::multiple_of(multiple);
         self.scope(|| {
             let i = self.variable_with(start, facts);
             let (first, done) = (self.label("LOOP"), self.label("LOOP_END"));
             self.loop_scope(|| {
                 self.place(&first);
                 self.branch(Some(!i.lt(end)), &done);
-                let below = end.facts().below;
-                self.learn(i.id, |facts| facts.below = below);
+                let below = Facts::below(end.facts().below);
+                self.learn(i.id, |facts| *facts = facts.and(below));
                 body(i.get());
                 i.set(i.get() + step);
                 self.branch(None, &first);

@@ -45,7 +45,8 @@ impl Space for Global {
     #[track_caller]
     fn offset<'k>(base: Value<'k, U64>, index: Value<'k, U32>, size: u32) -> Value<'k, U64> {
         let k = base.assembler().expect("addresses are registers");
-        let facts = index.facts().mul(Facts::of(size.into())).add(base.facts());
+        let bytes = index.facts().mul(Facts::of(size.into()), Some(size.into()));
+        let facts = bytes.add(base.facts());
         let size = Operand::text(size.to_string());
         k.compute(
             "mad.wide.u32",
@@ -169,7 +170,7 @@ impl<'k, S: Space, E: Type> Pointer<'k, S, E> {
     /// Bytes that the address is proved to be a multiple of.
     pub fn alignment(self) -> u64 {
         let offset = Facts::of(self.offset.unsigned_abs());
-        self.base.facts().multiple.min(offset.multiple)
+        self.base.facts().multiple().min(offset.multiple())
     }
 
     pub(super) fn operand(self) -> Operand {
@@ -411,23 +412,13 @@ impl Assembler {
     }
 
     fn thread(&self, name: &str, extent: u32) -> Value<'_, U32> {
-        let facts = Facts {
-            multiple: 1,
-            below: extent.into(),
-        };
+        let facts = Facts::below(extent.into());
         self.compute("mov.u32", vec![Operand::text(name)], facts)
     }
 
     /// The thread's place in its warp, in a CTA along x.
     pub fn lane(&self) -> Value<'_, U32> {
-        self.compute(
-            "mov.u32",
-            vec![Operand::text("%laneid")],
-            Facts {
-                multiple: 1,
-                below: 32,
-            },
-        )
+        self.compute("mov.u32", vec![Operand::text("%laneid")], Facts::below(32))
     }
 
     /// The warp's number within its CTA, in a CTA along x: `%tid.x / 32`.

@@ -127,7 +127,7 @@ impl<E: Type> Layout<E> {
             layout: self,
             offset,
             constant: 0,
-            chunks_below: chunk.facts().below.next_power_of_two() as u32,
+            chunk_bits: chunk.facts().bits,
         }
     }
 
@@ -152,7 +152,7 @@ impl<E: Type> Layout<E> {
             layout: self,
             offset,
             constant: 0,
-            chunks_below: self.chunks(),
+            chunk_bits: u64::MAX,
         }
     }
 }
@@ -178,8 +178,8 @@ pub struct Position<'k, E> {
     layout: Layout<E>,
     offset: Value<'k, U32>,
     constant: u32,
-    /// The power of two that the chunk is below.
-    chunks_below: u32,
+    /// Bits of the chunk that may be set.
+    chunk_bits: u64,
 }
 
 impl<E> Clone for Position<'_, E> {
@@ -216,9 +216,9 @@ impl<'k, E: Type> Position<'k, E> {
         }
         // Only bits that the first chunk cannot have set add like they XOR.
         assert!(
-            chunks.is_multiple_of(self.chunks_below) && chunks < self.layout.chunks(),
-            "{chunks} chunks right of one below {}",
-            self.chunks_below
+            u64::from(chunks) & self.chunk_bits == 0 && chunks < self.layout.chunks(),
+            "{chunks} chunks right of one that may have the bits {:#b} set",
+            self.chunk_bits
         );
         Position {
             offset: self.offset ^ bytes,
@@ -269,6 +269,22 @@ impl<'k, E: Type> Tiles<'k, E> {
     }
 }
 
+impl<'k, E: Type> Tiles<'k, E> {
+    /// The same memory for `count` tiles of another layout: once nobody needs what is there, and after a barrier.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn reuse<F: Type>(self, layout: Layout<F>, count: u32) -> Tiles<'k, F> {
+        let (needed, there) = (layout.bytes() * count, self.layout.bytes() * self.count);
+        assert!(needed <= there, "{needed} bytes in the place of {there}");
+        Tiles {
+            layout,
+            count,
+            base: self.base.cast(),
+        }
+    }
+}
+
 impl<'k, E: Type> Tile<'k, E> {
     /// The address of a position.
     #[track_caller]
@@ -283,6 +299,7 @@ impl<'k, E: Type> Tile<'k, E> {
         bytes.byte_offset(constant.into())
     }
 
+    /// Its first element, for whole-tile copies and matrix descriptors.
     pub fn base(self) -> Pointer<'k, Shared, E> {
         self.base
     }

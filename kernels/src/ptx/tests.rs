@@ -215,7 +215,7 @@ fn mistakes_do_not_assemble() {
 #[test]
 fn facts_follow_arithmetic() {
     let k = &kernel(128);
-    let facts = |v: Value<U32>| (v.facts().multiple, v.facts().below);
+    let facts = |v: Value<U32>| (v.facts().multiple(), v.facts().below);
     let t = k.thread_x();
     assert_eq!(facts(t), (1, 128));
     assert_eq!(facts(t * 8), (8, 127 * 8 + 1));
@@ -223,6 +223,8 @@ fn facts_follow_arithmetic() {
     assert_eq!(facts((t / 4) * 32 + 16), (16, 31 * 32 + 16 + 1));
     assert_eq!(facts(t % 10), (1, 10));
     assert_eq!(facts((t & 7) ^ 8), (1, 16));
+    // Where bits cannot meet, a sum keeps the gaps between them.
+    assert_eq!(((t >> 5) * 64 + (t & 3)).facts().bits, 0b1100_0011);
     // What may wrap has no bound, and still its power of two.
     assert_eq!(facts(k.cta_x() * 256), (256, u64::MAX));
     assert_eq!(

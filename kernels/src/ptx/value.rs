@@ -13,118 +13,143 @@ use super::types::{B16, B32, B64, F32, Pred, S32, Type, U32, U64};
 /// it lies inside a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// A power of two that divides it.
-    pub multiple: u64,
+    /// The bits that may be set.
+    pub bits: u64,
     /// It is less than this; `u64::MAX` if nothing is known.
     pub below: u64,
 }
 
 impl Facts {
     pub const NONE: Facts = Facts {
-        multiple: 1,
+        bits: u64::MAX,
         below: u64::MAX,
     };
 
-    /// The power of two that stands for "divided by every power of two": zero's.
-    const ANY: u64 = 1 << 32;
-
     pub(super) fn of(constant: u64) -> Facts {
         Facts {
-            multiple: match constant {
-                0 => Facts::ANY,
-                c => (1u64 << c.trailing_zeros()).min(Facts::ANY),
-            },
+            bits: constant,
             below: constant.saturating_add(1),
         }
     }
 
+    /// Of anything less than `bound`.
+    pub(super) fn below(bound: u64) -> Facts {
+        Facts::new(u64::MAX, Some(bound))
+    }
+
+    /// Of any multiple of a power of two.
     pub(super) fn multiple_of(multiple: u64) -> Facts {
         Facts {
-            multiple,
+            bits: !(multiple - 1),
             ..Facts::NONE
         }
     }
 
-    /// Nothing below is known of what does not fit in 32 bits: it may have wrapped.
-    fn new(multiple: u64, below: Option<u64>) -> Facts {
-        Facts {
-            multiple: multiple.min(Facts::ANY),
-            below: below.filter(|&b| b <= 1 << 32).unwrap_or(u64::MAX),
+    /// The largest power of two that is sure to divide it.
+    pub fn multiple(self) -> u64 {
+        1u64.checked_shl(self.bits.trailing_zeros())
+            .unwrap_or(1 << 63)
+    }
+
+    /// No bound is known of what does not fit in 32 bits: it may have wrapped.
+    fn new(bits: u64, below: Option<u64>) -> Facts {
+        match below {
+            Some(below) if below <= 1 << 32 => Facts {
+                bits: bits & (below.next_power_of_two() - 1),
+                below,
+            },
+            _ => Facts {
+                bits,
+                below: u64::MAX,
+            },
         }
     }
 
+    /// The largest value that it can have, if a bound is known.
     fn last(self) -> Option<u64> {
         (self.below != u64::MAX).then(|| self.below.saturating_sub(1))
     }
 
     pub(super) fn add(self, other: Facts) -> Facts {
         let last = self.last().zip(other.last());
-        Facts::new(
-            self.multiple.min(other.multiple),
-            last.map(|(a, b)| a + b + 1),
-        )
+        // Where no bit can meet another one, nothing carries.
+        let bits = match self.bits & other.bits {
+            0 => self.bits | other.bits,
+            _ => at_and_above(self.bits | other.bits),
+        };
+        Facts::new(bits, last.map(|(a, b)| a + b + 1))
     }
 
-    pub(super) fn mul(self, other: Facts) -> Facts {
+    pub(super) fn sub(self, other: Facts) -> Facts {
+        Facts::new(at_and_above(self.bits | other.bits), None)
+    }
+
+    /// Of a product, where the factor may be a constant.
+    pub(super) fn mul(self, other: Facts, factor: Option<u64>) -> Facts {
         let last = self.last().zip(other.last());
+        let bits = match factor {
+            Some(c) if c.is_power_of_two() => self.bits << c.trailing_zeros(),
+            _ => {
+                let zeros = self.bits.trailing_zeros() + other.bits.trailing_zeros();
+                u64::MAX.checked_shl(zeros).unwrap_or(0)
+            }
+        };
         Facts::new(
-            self.multiple.saturating_mul(other.multiple),
+            bits,
             last.map(|(a, b)| a.saturating_mul(b).saturating_add(1)),
         )
     }
 
-    pub(super) fn sub(self, other: Facts) -> Facts {
-        Facts::new(self.multiple.min(other.multiple), None)
-    }
-
-    /// Of a quotient, where the divisor is a constant.
+    /// Of a quotient, where the divisor may be a constant.
     pub(super) fn div(self, by: Option<u64>) -> Facts {
-        let last = self.last().map(|l| l / by.unwrap_or(1) + 1);
-        let multiple = match by {
-            Some(c) if c.is_power_of_two() => (self.multiple / c).max(1),
-            _ => 1,
+        let bits = match by {
+            Some(c) if c.is_power_of_two() => self.bits >> c.trailing_zeros(),
+            _ => u64::MAX,
         };
-        Facts::new(multiple, last)
+        let by = by.unwrap_or(1).max(1);
+        Facts::new(bits, self.last().map(|last| last / by + 1))
     }
 
-    pub(super) fn rem(self, other: Facts) -> Facts {
-        let below = match (self.last(), other.last()) {
-            (Some(a), Some(b)) => Some((a + 1).min(b)),
-            (None, Some(b)) => Some(b),
-            (a, None) => a.map(|a| a + 1),
+    /// Of a remainder, where the divisor may be a constant.
+    pub(super) fn rem(self, other: Facts, by: Option<u64>) -> Facts {
+        let bits = match by {
+            Some(c) if c.is_power_of_two() => self.bits & (c - 1),
+            _ => at_and_above(self.bits | other.bits),
         };
-        Facts::new(self.multiple.min(other.multiple), below)
+        // Of a known divisor, at most one less; and never more than what is divided.
+        let last = match other.last() {
+            Some(divisor) => Some(self.last().map_or(divisor, |last| (last + 1).min(divisor))),
+            None => self.last().map(|last| last + 1),
+        };
+        Facts::new(bits, last)
     }
 
     pub(super) fn and(self, other: Facts) -> Facts {
-        Facts::new(
-            self.multiple.max(other.multiple),
-            Some(self.below.min(other.below)),
-        )
+        Facts::new(self.bits & other.bits, Some(self.below.min(other.below)))
     }
 
-    /// Of `or` and `xor`: no bit beyond both operands' highest ones, none below both operands' lowest.
+    /// Of `or` and `xor`.
     pub(super) fn or(self, other: Facts) -> Facts {
         let last = self.last().zip(other.last());
         Facts::new(
-            self.multiple.min(other.multiple),
+            self.bits | other.bits,
             last.map(|(a, b)| (a.max(b) + 1).next_power_of_two()),
         )
     }
 
     pub(super) fn min(self, other: Facts) -> Facts {
-        Facts::new(
-            self.multiple.min(other.multiple),
-            Some(self.below.min(other.below)),
-        )
+        Facts::new(self.bits | other.bits, Some(self.below.min(other.below)))
     }
 
+    /// Of one or the other.
     pub(super) fn either(self, other: Facts) -> Facts {
-        Facts::new(
-            self.multiple.min(other.multiple),
-            Some(self.below.max(other.below)),
-        )
+        Facts::new(self.bits | other.bits, Some(self.below.max(other.below)))
     }
+}
+
+/// The lowest of these bits, and all above it.
+fn at_and_above(bits: u64) -> u64 {
+    u64::MAX.checked_shl(bits.trailing_zeros()).unwrap_or(0)
 }
 
 /// A register, or a constant, of type `T`.
@@ -207,7 +232,7 @@ impl<'k, T: Type> Value<'k, T> {
     pub fn assume_multiple_of(self, multiple: u64) -> Self {
         assert!(multiple.is_power_of_two());
         if let Repr::Register { assembler, id, .. } = self.repr {
-            assembler.learn(id, |facts| facts.multiple = facts.multiple.max(multiple));
+            assembler.learn(id, |facts| facts.bits &= !(multiple - 1));
         }
         self
     }
@@ -215,7 +240,7 @@ impl<'k, T: Type> Value<'k, T> {
     /// Adds that the value is less than `bound`.
     pub fn assume_below(self, bound: u64) -> Self {
         if let Repr::Register { assembler, id, .. } = self.repr {
-            assembler.learn(id, |facts| facts.below = facts.below.min(bound));
+            assembler.learn(id, |facts| *facts = facts.and(Facts::below(bound)));
         }
         self
     }
