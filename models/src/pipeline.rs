@@ -31,6 +31,17 @@ pub enum Stage {
     SuperRes,
 }
 
+/// What is known before the pipeline begins, beside the text: the stages before it are not run.
+#[derive(Clone, Copy, Debug)]
+pub enum Given<'a> {
+    /// Nothing: the prior draws the image embeddings.
+    Text,
+    /// Image embeddings [n, d]: the decoder begins.
+    ImageEmbeddings(&'a Tensor),
+    /// Pictures [n, sample_size, sample_size, 3] in −1 to 1, as the decoder makes them: only the upsampler runs.
+    Small(&'a Tensor),
+}
+
 /// What a picture is made with; the names are those of diffusers' pipeline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
@@ -163,8 +174,8 @@ pub struct Generated {
     pub pictures: Vec<Picture>,
     /// The pictures before the upsampler, in [−1, 1]. [n, h, w, 3]
     pub small: Tensor,
-    /// The embeddings that the decoder drew them from. [n, d]
-    pub image_embeddings: Tensor,
+    /// The embeddings that the decoder drew them from, if it did. [n, d]
+    pub image_embeddings: Option<Tensor>,
     /// [n, d]
     pub text_embeddings: Tensor,
 }
@@ -258,6 +269,7 @@ impl Pipeline {
     pub fn generate(
         &self,
         prompts: &[&str],
+        given: Given,
         options: &Options,
         noise: &dyn Noise,
         on_progress: OnProgress,
@@ -275,16 +287,24 @@ impl Pipeline {
             .encode_truncated("")
             .map_err(|e| Error::Request(e.to_string()))?;
         let unconditional = self.encode(&vec![empty; prompts.len()])?;
-        let image_embeddings =
-            self.sample_prior(&text, &unconditional, options, noise, on_progress)?;
-        let small = self.sample_decoder(
-            &image_embeddings,
-            &text,
-            &unconditional,
-            options,
-            noise,
-            on_progress,
-        )?;
+        let (small, image_embeddings) = match given {
+            Given::Small(known) => (known.clone(), None),
+            Given::Text | Given::ImageEmbeddings(_) => {
+                let embeddings = match given {
+                    Given::ImageEmbeddings(known) => known.clone(),
+                    _ => self.sample_prior(&text, &unconditional, options, noise, on_progress)?,
+                };
+                let small = self.sample_decoder(
+                    &embeddings,
+                    &text,
+                    &unconditional,
+                    options,
+                    noise,
+                    on_progress,
+                )?;
+                (small, Some(embeddings))
+            }
+        };
         let large = self.upsample(&small, options, noise, on_progress)?;
         Ok(Generated {
             pictures: Picture::from_tensor(&large)?,

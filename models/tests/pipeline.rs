@@ -7,7 +7,7 @@ use common::tiny;
 use models::clip::{CLIPTextConfig, CLIPTextModelWithProjection};
 use models::config::{Extent, PerLevel};
 use models::diffusion::SchedulerConfig;
-use models::pipeline::{Generated, Options, Pipeline, SeededNoise, Stage};
+use models::pipeline::{Generated, Given, Options, Pipeline, SeededNoise, Stage};
 use models::prior::{PriorConfig, PriorTransformer};
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
 use models::tokenizer::Tokenizer;
@@ -86,7 +86,7 @@ fn draw(pipeline: &Pipeline, prompts: &[&str], first_image: u32) -> Generated {
         device: Device::Cpu,
     };
     pipeline
-        .generate(prompts, &options(), &noise, &mut |_| Ok(()))
+        .generate(prompts, Given::Text, &options(), &noise, &mut |_| Ok(()))
         .unwrap()
 }
 
@@ -109,7 +109,14 @@ fn a_picture_depends_on_its_index_and_not_on_its_batch() {
         let alone = draw(&p, &[prompt], i as u32);
         assert_eq!(alone.pictures[0], together.pictures[i]);
     }
-    let [first, third] = [0, 2].map(|i| together.image_embeddings.narrow(0, i, 1).unwrap());
+    let [first, third] = [0, 2].map(|i| {
+        together
+            .image_embeddings
+            .as_ref()
+            .unwrap()
+            .narrow(0, i, 1)
+            .unwrap()
+    });
     assert!(!first.contiguous().bit_equal(&third.contiguous()));
 }
 
@@ -122,7 +129,7 @@ fn every_step_is_reported_and_an_error_ends_the_run() {
         device: Device::Cpu,
     };
     let mut stages = Vec::new();
-    let outcome = p.generate(&["red"], &options(), &noise, &mut |progress| {
+    let outcome = p.generate(&["red"], Given::Text, &options(), &noise, &mut |progress| {
         stages.push(progress.stage);
         if progress.stage == Stage::SuperRes {
             return Err(models::Error::Request("stopped".into()));
@@ -146,7 +153,7 @@ fn prompts_that_cannot_be_drawn_are_refused_in_words() {
         device: Device::Cpu,
     };
     let say = |prompts: &[&str]| {
-        let outcome = p.generate(prompts, &options(), &noise, &mut |_| Ok(()));
+        let outcome = p.generate(prompts, Given::Text, &options(), &noise, &mut |_| Ok(()));
         outcome.err().unwrap().to_string()
     };
     assert!(say(&[]).contains("no prompt"));

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use autograd::{Device, Params};
 use models::clip::{CLIPModel, CLIPTextModelWithProjection};
-use models::diffusion::SchedulerConfig;
+use models::diffusion::{Prediction, SchedulerConfig};
 use models::pipeline::Pipeline;
 use models::tokenizer::Tokenizer;
 use models::weights::{self, Precision};
 use models::{Loaded, Model, declare};
 
-use crate::config;
+use crate::config::Config;
 use crate::sampling::Sampling;
 use crate::stages::DTYPE;
-use crate::trainer::model_dir;
+use crate::trainer::{self, model_dir};
 use crate::{Error, Result, files};
 
 /// The runs that a pipeline is made of.
@@ -25,13 +25,15 @@ pub struct Runs<'a> {
 }
 
 /// Writes the pipeline of finished runs to `target`, replacing what was there.
-pub fn assemble(
-    runs: &Runs,
-    decoder_config: &config::Decoder,
-    upsampler: &config::Upsampler,
-    sampling: &Sampling,
-    target: &Path,
-) -> Result<()> {
+pub fn assemble(runs: &Runs, sampling: &Sampling, target: &Path) -> Result<()> {
+    for run in [runs.clip, runs.prior, runs.decoder, runs.upsampler] {
+        if !model_dir(run).is_dir() {
+            return Err(Error::usage(format!(
+                "{} holds no finished model: train it to its end first",
+                run.display()
+            )));
+        }
+    }
     let clip_dir = model_dir(runs.clip);
     let clip: Loaded<CLIPModel> = weights::load(&clip_dir.join("clip"), DTYPE, Device::Cpu)?;
     let tokenizer = Tokenizer::from_dir(&clip_dir.join("tokenizer"))
@@ -46,14 +48,14 @@ pub fn assemble(
         text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
         decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,
         decoder_scheduler: SchedulerConfig {
-            prediction_type: decoder_config.prediction_type,
+            prediction_type: prediction_of(runs.decoder)?,
             ..SchedulerConfig::decoder()
         },
         // One trained network takes all steps, the last one too.
         super_res_first: weights::load(&super_res, DTYPE, Device::Cpu)?,
         super_res_last: weights::load(&super_res, DTYPE, Device::Cpu)?,
         super_res_scheduler: SchedulerConfig {
-            prediction_type: upsampler.prediction_type,
+            prediction_type: prediction_of(runs.upsampler)?,
             ..SchedulerConfig::upsampler()
         },
     };
@@ -68,6 +70,19 @@ pub fn assemble(
         )?;
         sampling.save(dir)
     })
+}
+
+/// What the network of a run predicts.
+fn prediction_of(run: &Path) -> Result<Prediction> {
+    match Config::load(&run.join(trainer::CONFIG), &[])? {
+        Config::Decoder(c) => Ok(c.prediction_type),
+        Config::Upsampler(c) => Ok(c.prediction_type),
+        other => Err(Error::usage(format!(
+            "{} is a run of the {} stage, a decoder or an upsampler is needed there",
+            run.display(),
+            other.stage()
+        ))),
+    }
 }
 
 /// The text tower of a CLIP, as the pipeline holds it: the same names, without the image tower.

@@ -6,15 +6,19 @@
 use std::fmt;
 use std::path::Path;
 
-use models::pipeline::{Pipeline, SeededNoise};
+use models::Model;
+use models::config::Extent;
+use models::pipeline::{Given, Pipeline, SeededNoise};
 use serde::{Deserialize, Serialize};
-use tensor::Device;
+use tensor::{Device, Tensor};
 
-use crate::data::shapes::{Scene, Split, prompts};
+use crate::data::shapes::{self, Scene, Split, prompts};
 use crate::interrupt::Interrupt;
 use crate::judge::{Grade, grade, read};
 use crate::progress::Progress;
 use crate::sampling::{self, Sampling};
+use crate::stages::frozen::FrozenClip;
+use crate::stages::source;
 use crate::{Error, Result};
 
 /// What to ask.
@@ -24,6 +28,21 @@ pub struct Questions {
     pub prompts: usize,
     /// Each prompt is drawn with the seeds 0 to this, not included.
     pub seeds: u64,
+    /// What the model is given.
+    pub start: Start,
+}
+
+/// Where the chain starts: what comes before is replaced by the truth, so that a loss can be laid to a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// The caption: the whole chain.
+    #[default]
+    Caption,
+    /// The caption and the CLIP embedding of a true picture: decoder and upsampler.
+    Embedding,
+    /// The true small picture: the upsampler alone.
+    Small,
 }
 
 /// The share of pictures in which each attribute is right.
@@ -47,6 +66,8 @@ pub struct Row {
 pub struct Table {
     pub prompts_per_kind: usize,
     pub seeds: u64,
+    #[serde(default)]
+    pub start: Start,
     pub sampling: Sampling,
     pub rows: Vec<Row>,
 }
@@ -64,9 +85,10 @@ const KINDS: [(&str, Split, usize); 4] = [
 /// The seed that chooses the prompts: the same for every model.
 const PROMPT_SEED: u64 = 2024;
 
-/// Asks a model and grades what it draws.
+/// Asks a model and grades what it draws. `clip` makes the true embeddings of [`Start::Embedding`].
 pub fn evaluate(
     pipeline: &Pipeline,
+    clip: Option<&FrozenClip>,
     sampling: &Sampling,
     questions: &Questions,
     interrupt: &Interrupt,
@@ -82,7 +104,10 @@ pub fn evaluate(
         for seed in 0..questions.seeds {
             for (i, batch) in scenes.chunks(BATCH).enumerate() {
                 let first = i * BATCH;
-                grades.extend(graded(pipeline, sampling, batch, seed, first, interrupt)?);
+                let known = known(pipeline, clip, questions.start, batch, seed, first)?;
+                grades.extend(graded(
+                    pipeline, &known, sampling, batch, seed, first, interrupt,
+                )?);
                 done += batch.len() as u64;
                 progress.count(done);
             }
@@ -92,13 +117,59 @@ pub fn evaluate(
     Ok(Table {
         prompts_per_kind: questions.prompts,
         seeds: questions.seeds,
+        start: questions.start,
         sampling: *sampling,
         rows,
     })
 }
 
+/// What the model is told beside the captions.
+enum Known {
+    Nothing,
+    Embeddings(Tensor),
+    Small(Tensor),
+}
+
+/// True pictures of the scenes, each laid out by the seed and its number, as the start of the chain needs them.
+fn known(
+    pipeline: &Pipeline,
+    clip: Option<&FrozenClip>,
+    start: Start,
+    scenes: &[Scene],
+    seed: u64,
+    first: usize,
+) -> Result<Known> {
+    let side = |size: Option<Extent>| match size.map(Extent::height_width) {
+        Some([height, width]) if height == width => Ok(height),
+        _ => Err(Error::usage("only models of square pictures can be asked")),
+    };
+    let large = side(pipeline.super_res_first.model.config().sample_size)?;
+    let pixels = || -> Vec<u8> {
+        let pictures = (first as u64..)
+            .zip(scenes)
+            .map(|(i, &scene)| shapes::Picture::of(scene, PROMPT_SEED ^ seed, i).render(large));
+        pictures.flatten().collect()
+    };
+    match start {
+        Start::Caption => Ok(Known::Nothing),
+        Start::Embedding => {
+            let clip = clip.ok_or_else(|| {
+                Error::usage(
+                    "true embeddings need the whole CLIP: the model directory has no clip/",
+                )
+            })?;
+            Ok(Known::Embeddings(clip.images(&pixels(), large)?))
+        }
+        Start::Small => {
+            let small = side(pipeline.decoder.model.config().sample_size)?;
+            Ok(Known::Small(source::shrunk(&pixels(), large, small)))
+        }
+    }
+}
+
 fn graded(
     pipeline: &Pipeline,
+    known: &Known,
     sampling: &Sampling,
     scenes: &[Scene],
     seed: u64,
@@ -112,7 +183,20 @@ fn graded(
         first_image: first as u32,
         device: Device::Cpu,
     };
-    let made = sampling::generate(pipeline, &captions, sampling, &noise, interrupt, |_| Ok(()))?;
+    let given = match known {
+        Known::Nothing => Given::Text,
+        Known::Embeddings(embeddings) => Given::ImageEmbeddings(embeddings),
+        Known::Small(small) => Given::Small(small),
+    };
+    let made = sampling::generate(
+        pipeline,
+        &captions,
+        given,
+        sampling,
+        &noise,
+        interrupt,
+        |_| Ok(()),
+    )?;
     made.pictures
         .iter()
         .zip(scenes)
@@ -232,6 +316,7 @@ mod tests {
         let table = Table {
             prompts_per_kind: 2,
             seeds: 1,
+            start: Start::Caption,
             sampling: Sampling::default(),
             rows: vec![row],
         };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use models::diffusion::SamplerKind;
-use models::pipeline::{Generated, Options, Pipeline, Progress as Step, SeededNoise};
+use models::pipeline::{Generated, Given, Options, Pipeline, Progress as Step, SeededNoise};
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
@@ -104,13 +104,14 @@ impl Sampling {
 pub fn generate(
     pipeline: &Pipeline,
     prompts: &[&str],
+    given: Given,
     sampling: &Sampling,
     noise: &SeededNoise,
     interrupt: &Interrupt,
     mut seen: impl FnMut(&Step) -> models::Result<()>,
 ) -> Result<Generated> {
     let mut stopped = None;
-    let made = pipeline.generate(prompts, &sampling.options(), noise, &mut |step| {
+    let made = pipeline.generate(prompts, given, &sampling.options(), noise, &mut |step| {
         seen(step)?;
         interrupt.check().map_err(|error| {
             let reason = error.to_string();

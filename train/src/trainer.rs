@@ -49,6 +49,8 @@ struct State {
     samples: u64,
 }
 
+/// The resolved configuration of a run.
+pub const CONFIG: &str = "config.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const AVERAGED: &str = "ema";
@@ -156,7 +158,7 @@ impl<'a> Run<'a> {
             _ => {}
         }
         let resolved = config.to_toml()?;
-        let kept = dir.join("config.toml");
+        let kept = dir.join(CONFIG);
         if from.is_some() && kept.exists() {
             let before = Config::load(&kept, &[])?;
             for difference in before.differences(config)? {

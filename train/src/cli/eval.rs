@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use models::pipeline::Pipeline;
 use tensor::Device;
 
-use crate::eval::{Questions, evaluate};
+use crate::eval::{Questions, Start, evaluate};
 use crate::interrupt::Interrupt;
 use crate::sampling::Sampling;
 use crate::stages::DTYPE;
+use crate::stages::frozen::FrozenClip;
 use crate::trainer::model_dir;
 use crate::{Error, Result};
 
@@ -26,6 +27,9 @@ pub struct Eval {
     /// Pictures of each prompt, with the seeds 0, 1, ….
     #[arg(long, default_value_t = 1)]
     seeds: u64,
+    /// Where the chain starts: what comes before is replaced by the truth, which shows the stage that loses most.
+    #[arg(long, value_enum, default_value_t)]
+    from: Start,
     /// The JSON file [default: eval.json in the run].
     #[arg(short, long)]
     output: Option<PathBuf>,
@@ -50,9 +54,15 @@ impl Eval {
         let questions = Questions {
             prompts: self.prompts,
             seeds: self.seeds,
+            start: self.from,
+        };
+        let clip = match self.from {
+            Start::Embedding => Some(FrozenClip::open(&model.display().to_string())?),
+            Start::Caption | Start::Small => None,
         };
         let table = evaluate(
             &pipeline,
+            clip.as_ref(),
             &Sampling::of_model(&model)?,
             &questions,
             &interrupt,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use models::pipeline::{Pipeline, SeededNoise, Stage};
+use models::pipeline::{Given, Pipeline, SeededNoise, Stage};
 use sha2::{Digest, Sha256};
 use tensor::Device;
 
@@ -92,15 +92,23 @@ impl Generate {
                 device,
             };
             let prompts = vec![self.prompt.as_str(); count as usize];
-            let made = generate(&pipeline, &prompts, &sampling, &noise, &interrupt, |step| {
-                done += 1;
-                bar.count(done);
-                if self.trajectory && first == 0 && !matches!(step.stage, Stage::Prior { .. }) {
-                    let seen = models::pipeline::Picture::from_tensor(step.x0)?;
-                    strip.extend(seen.into_iter().next().map(Picture::from));
-                }
-                Ok(())
-            })?;
+            let made = generate(
+                &pipeline,
+                &prompts,
+                Given::Text,
+                &sampling,
+                &noise,
+                &interrupt,
+                |step| {
+                    done += 1;
+                    bar.count(done);
+                    if self.trajectory && first == 0 && !matches!(step.stage, Stage::Prior { .. }) {
+                        let seen = models::pipeline::Picture::from_tensor(step.x0)?;
+                        strip.extend(seen.into_iter().next().map(Picture::from));
+                    }
+                    Ok(())
+                },
+            )?;
             for (number, picture) in (first..).zip(made.pictures) {
                 let path = self.path(number);
                 let text = format!("{parameters}, Image: {number}");

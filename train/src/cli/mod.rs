@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 not understood, 128 + signal stopped by a signal with everything saved.
 
+mod assemble;
 mod data;
 mod demo;
 mod doctor;
@@ -33,6 +34,7 @@ struct Arguments {
 enum Command {
     Demo(demo::Demo),
     Train(train::Train),
+    Assemble(assemble::Assemble),
     Generate(generate::Generate),
     Eval(eval::Eval),
     #[command(subcommand)]
@@ -64,6 +66,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
     match command {
         Command::Demo(demo) => demo.run(),
         Command::Train(train) => train.run(),
+        Command::Assemble(assemble) => assemble.run(),
         Command::Generate(generate) => generate.run(device),
         Command::Eval(eval) => eval.run(device),
         Command::Data(command) => command.run(),

@@ -9,15 +9,15 @@ pub mod plan;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use models::pipeline::{Pipeline, SeededNoise};
+use models::pipeline::{Given, Pipeline, SeededNoise};
 use tensor::Device;
 
 use crate::assemble::{Runs, assemble};
 use crate::checkpoint::tree_hash;
-use crate::config::{Config, StageKind};
+use crate::config::StageKind;
 use crate::data::shapes::shards::{MakeShapes, make_shapes};
 use crate::data::shapes::{Split, prompts};
-use crate::eval::{Questions, Table, evaluate};
+use crate::eval::{Questions, Start, Table, evaluate};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
 use crate::progress::{Progress, clock};
@@ -63,7 +63,7 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<()> {
         let config = plan.config(stage, dir, &data)?;
         trainer::train(&config, &Resume::LatestIfAny, interrupt)?;
     }
-    let model = assembled(&plan, dir, &data, &settings.sampling)?;
+    let model = assembled(dir, &settings.sampling)?;
     let hash = tree_hash(&model)?;
     let pipeline = Pipeline::load(&model, DTYPE, Device::Cpu)?;
     let sampling = Sampling::of_model(&model)?;
@@ -159,21 +159,15 @@ fn shapes(dir: &Path, pictures: usize, seed: u64) -> Result<String> {
     Ok(out.display().to_string())
 }
 
-fn assembled(plan: &Plan, dir: &Path, data: &str, sampling: &Sampling) -> Result<PathBuf> {
+fn assembled(dir: &Path, sampling: &Sampling) -> Result<PathBuf> {
     let target = model_dir(dir);
-    let of = |stage| plan.config(stage, dir, data);
-    let (Config::Decoder(decoder), Config::Upsampler(upsampler)) =
-        (of(StageKind::Decoder)?, of(StageKind::Upsampler)?)
-    else {
-        return Err(Error::failure("the plan's stages are mixed up"));
-    };
     let runs = Runs {
-        clip: &dir.join("clip"),
-        prior: &dir.join("prior"),
-        decoder: &dir.join("decoder"),
-        upsampler: &dir.join("upsampler"),
+        clip: &dir.join(StageKind::Clip.name()),
+        prior: &dir.join(StageKind::Prior.name()),
+        decoder: &dir.join(StageKind::Decoder.name()),
+        upsampler: &dir.join(StageKind::Upsampler.name()),
     };
-    assemble(&runs, &decoder, &upsampler, sampling, &target)?;
+    assemble(&runs, sampling, &target)?;
     Ok(target)
 }
 
@@ -217,7 +211,15 @@ fn samples(
         .map(String::as_str)
         .filter(|caption| pipeline.tokenizer.encode(caption).is_ok())
         .collect();
-    let made = sampling::generate(pipeline, &fitting, sampling, &noise, interrupt, |_| Ok(()))?;
+    let made = sampling::generate(
+        pipeline,
+        &fitting,
+        Given::Text,
+        sampling,
+        &noise,
+        interrupt,
+        |_| Ok(()),
+    )?;
     let pictures: Vec<Picture> = made.pictures.into_iter().map(Picture::from).collect();
     let captions: Vec<String> = fitting.iter().map(|&c| c.to_owned()).collect();
     Picture::grid(&pictures, &captions, COLUMNS, 128).save(&dir.join("samples.png"), &[])
@@ -241,8 +243,9 @@ fn accuracy(
     let questions = Questions {
         prompts: plan.eval_prompts,
         seeds: 1,
+        start: Start::Caption,
     };
-    let table = evaluate(pipeline, sampling, &questions, interrupt)?;
+    let table = evaluate(pipeline, None, sampling, &questions, interrupt)?;
     table.save(&path)?;
     files::replace(&of, hash.as_bytes())?;
     Ok(table)

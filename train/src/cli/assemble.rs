@@ -1,0 +1,41 @@
+//! `unclip assemble`: one model directory from four trained stages.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::assemble::{Runs, assemble};
+use crate::demo::plan::Settings;
+
+/// Put four finished runs together to a directory that `generate` and `eval` (and diffusers) open.
+#[derive(clap::Args)]
+pub struct Assemble {
+    /// A finished run of the clip stage.
+    #[arg(long, value_name = "RUN")]
+    clip: PathBuf,
+    /// A finished run of the prior stage, trained on that CLIP.
+    #[arg(long, value_name = "RUN")]
+    prior: PathBuf,
+    /// A finished run of the decoder stage, trained on that CLIP.
+    #[arg(long, value_name = "RUN")]
+    decoder: PathBuf,
+    /// A finished run of the upsampler stage.
+    #[arg(long, value_name = "RUN")]
+    upsampler: PathBuf,
+    /// The model directory; what is there is replaced.
+    #[arg(short, long)]
+    output: PathBuf,
+}
+
+impl Assemble {
+    pub fn run(self) -> Result<()> {
+        let runs = Runs {
+            clip: &self.clip,
+            prior: &self.prior,
+            decoder: &self.decoder,
+            upsampler: &self.upsampler,
+        };
+        assemble(&runs, &Settings::embedded()?.sampling, &self.output)?;
+        println!("the model is in {}", self.output.display());
+        Ok(())
+    }
+}
