@@ -9,6 +9,7 @@ pub mod clip;
 pub mod config;
 pub mod diffusion;
 mod error;
+mod folder;
 mod model;
 pub mod nn;
 pub mod pipeline;
@@ -19,4 +20,5 @@ pub mod unet;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use folder::Folder;
 pub use model::{Class, Library, Loaded, Model, declare};

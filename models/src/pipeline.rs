@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::clip::CLIPTextModelWithProjection;
 use crate::diffusion::{Sampler, SamplerKind, SchedulerConfig, guide};
+use crate::folder::Folder;
 use crate::model::{Loaded, Model};
 use crate::nn::repeat;
 use crate::prior::{PriorInputs, PriorTransformer};
@@ -207,33 +208,35 @@ pub struct Pipeline {
     pub super_res_scheduler: SchedulerConfig,
 }
 
+/// What names the components of a directory.
+pub const INDEX: &str = "model_index.json";
 const PIPELINE_CLASS: &str = "UnCLIPPipeline";
 
 impl Pipeline {
     /// Opens a directory as diffusers and [`Pipeline::save`] write it.
-    pub fn load(dir: &Path, dtype: DType, device: Device) -> Result<Pipeline> {
-        let index = dir.join("model_index.json");
-        let class = weights::load_object(&index)?["_class_name"].clone();
+    pub fn load(dir: impl Into<Folder>, dtype: DType, device: Device) -> Result<Pipeline> {
+        let dir = dir.into();
+        let class = weights::load_object(&dir, INDEX)?["_class_name"].clone();
         if class != PIPELINE_CLASS {
             let reason =
                 format!("it describes {class}, only a text-to-image {PIPELINE_CLASS} can be run");
             return Err(Error::Json {
-                path: index,
+                path: dir.path(INDEX),
                 reason,
             });
         }
         let scheduler = |name: &str| weights::load_scheduler(&dir.join(name));
         Ok(Pipeline {
-            tokenizer: Tokenizer::from_dir(&dir.join("tokenizer"))
+            tokenizer: Tokenizer::from_dir(dir.join("tokenizer"))
                 .map_err(|e| Error::Request(e.to_string()))?,
-            text_encoder: weights::load(&dir.join("text_encoder"), dtype, device)?,
-            prior: weights::load(&dir.join("prior"), dtype, device)?,
+            text_encoder: weights::load(dir.join("text_encoder"), dtype, device)?,
+            prior: weights::load(dir.join("prior"), dtype, device)?,
             prior_scheduler: scheduler("prior_scheduler")?,
-            text_proj: weights::load(&dir.join("text_proj"), dtype, device)?,
-            decoder: weights::load(&dir.join("decoder"), dtype, device)?,
+            text_proj: weights::load(dir.join("text_proj"), dtype, device)?,
+            decoder: weights::load(dir.join("decoder"), dtype, device)?,
             decoder_scheduler: scheduler("decoder_scheduler")?,
-            super_res_first: weights::load(&dir.join("super_res_first"), dtype, device)?,
-            super_res_last: weights::load(&dir.join("super_res_last"), dtype, device)?,
+            super_res_first: weights::load(dir.join("super_res_first"), dtype, device)?,
+            super_res_last: weights::load(dir.join("super_res_last"), dtype, device)?,
             super_res_scheduler: scheduler("super_res_scheduler")?,
         })
     }
@@ -538,7 +541,7 @@ pub fn save_model_index(dir: &Path) -> Result<()> {
         "text_proj": ["unclip", UnCLIPTextProjModel::CLASS.name],
         "tokenizer": [transformers, "CLIPTokenizer"],
     });
-    weights::save_json(&dir.join("model_index.json"), &index)
+    weights::save_json(&dir.join(INDEX), &index)
 }
 
 fn sample_size(class: &'static str, size: Option<crate::config::Extent>) -> Result<[usize; 2]> {

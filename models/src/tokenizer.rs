@@ -4,6 +4,7 @@
 //! vocabulary is 256 bytes, the same 256 at a word's end, one token per merge, then the start and end markers. The files
 //! are those that transformers' `CLIPTokenizer` and `CLIPTokenizerFast` open.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -13,9 +14,18 @@ use tokenizers::tokenizer::{
     NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
+use crate::folder::Folder;
+
 pub const START: &str = "<|startoftext|>";
 pub const END: &str = "<|endoftext|>";
 const WORD_END: &str = "</w>";
+/// The files of a tokenizer's folder.
+const WHOLE: &str = "tokenizer.json";
+const VOCAB: &str = "vocab.json";
+const MERGES: &str = "merges.txt";
+const CONFIG: &str = "tokenizer_config.json";
+/// A file longer than this is no tokenizer's.
+const LONGEST_FILE: u64 = 256 << 20;
 /// Tokens in a text when the files do not say otherwise.
 const DEFAULT_CONTEXT: usize = 77;
 /// A context longer than this in a file is a mark for "no limit", as transformers writes it.
@@ -113,10 +123,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If the files are missing, unreadable or not CLIP's.
-    pub fn from_dir(dir: &Path) -> Result<Self> {
-        let config = dir.join("tokenizer_config.json");
-        let config = if config.exists() {
-            read_json(&config)?
+    pub fn from_dir(dir: impl Into<Folder>) -> Result<Self> {
+        let dir = dir.into();
+        let config = if dir.has(CONFIG) {
+            read_json(&dir, CONFIG)?
         } else {
             Value::Null
         };
@@ -127,22 +137,23 @@ impl Tokenizer {
         // A token is a string, or an object that holds one.
         let pad = &config["pad_token"];
         let pad = pad.as_str().or(pad["content"].as_str()).unwrap_or(END);
-        let whole = dir.join("tokenizer.json");
-        if whole.exists() {
-            return match tokenizers::Tokenizer::from_bytes(read(&whole)?) {
+        if dir.has(WHOLE) {
+            return match tokenizers::Tokenizer::from_bytes(read(&dir, WHOLE)?) {
                 Ok(inner) => Self::wrap(inner, pad, context_length),
-                Err(reason) => error(format!("{} is not a tokenizer: {reason}", whole.display())),
+                Err(reason) => error(format!(
+                    "{} is not a tokenizer: {reason}",
+                    dir.path(WHOLE).display()
+                )),
             };
         }
-        let (vocab_path, merges_path) = (dir.join("vocab.json"), dir.join("merges.txt"));
-        let Ok(vocab) = serde_json::from_value(read_json(&vocab_path)?) else {
+        let Ok(vocab) = serde_json::from_value(read_json(&dir, VOCAB)?) else {
             return error(format!(
                 "{} does not map tokens to ids",
-                vocab_path.display()
+                dir.path(VOCAB).display()
             ));
         };
-        let text = String::from_utf8_lossy(&read(&merges_path)?).into_owned();
-        let merges = parse_merges(&text, &merges_path)?;
+        let text = String::from_utf8_lossy(&read(&dir, MERGES)?).into_owned();
+        let merges = parse_merges(&text, &dir.path(MERGES))?;
         Self::from_vocab(&vocab, &merges, pad, context_length)
     }
 
@@ -186,13 +197,10 @@ impl Tokenizer {
         // The form that every release of the reader takes.
         whole["model"]["merges"] = json!(merges);
         for (name, text) in [
-            ("tokenizer.json", format!("{whole:#}\n")),
-            ("vocab.json", format!("{vocab}\n")),
-            (
-                "merges.txt",
-                format!("#version: 0.2\n{}\n", merges.join("\n")),
-            ),
-            ("tokenizer_config.json", format!("{config:#}\n")),
+            (WHOLE, format!("{whole:#}\n")),
+            (VOCAB, format!("{vocab}\n")),
+            (MERGES, format!("#version: 0.2\n{}\n", merges.join("\n"))),
+            (CONFIG, format!("{config:#}\n")),
             ("special_tokens_map.json", format!("{special:#}\n")),
         ] {
             let path = dir.join(name);
@@ -372,18 +380,22 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).or_else(|reason| {
+fn read(dir: &Folder, name: &str) -> Result<Cow<'static, [u8]>> {
+    dir.read(name, LONGEST_FILE).or_else(|reason| {
         error(format!(
             "cannot read {}: {reason}; a tokenizer folder holds tokenizer.json, or vocab.json and merges.txt",
-            path.display()
+            dir.path(name).display()
         ))
     })
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&read(path)?)
-        .or_else(|reason| error(format!("{} is not JSON: {reason}", path.display())))
+fn read_json(dir: &Folder, name: &str) -> Result<Value> {
+    serde_json::from_slice(&read(dir, name)?).or_else(|reason| {
+        error(format!(
+            "{} is not JSON: {reason}",
+            dir.path(name).display()
+        ))
+    })
 }
 
 #[cfg(test)]

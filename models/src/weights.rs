@@ -21,12 +21,16 @@ use serde_json::{Map, Value, json};
 use tensor::{Shape, Tensor};
 
 use crate::diffusion::SchedulerConfig;
+use crate::folder::Folder;
 use crate::model::{Class, Library, Loaded, Model, declare};
 use crate::{Error, Result};
 
 /// The release of diffusers whose directories are written.
 pub const DIFFUSERS_VERSION: &str = "0.33.1";
 const TRANSFORMERS_VERSION: &str = "4.51.3";
+/// A component's configuration, and a scheduler's.
+const CONFIG: &str = "config.json";
+const SCHEDULER: &str = "scheduler_config.json";
 /// A configuration longer than this is refused before it is parsed.
 const LONGEST_JSON: u64 = 16 << 20;
 
@@ -61,12 +65,14 @@ impl Library {
 ///
 /// # Errors
 /// Missing, unexpected and mis-shaped weights are all named in one error; pickles are refused with what converts them.
-pub fn load<M: Model>(dir: &Path, dtype: DType, device: Device) -> Result<Loaded<M>> {
-    let config = load_config::<M>(dir)?;
+pub fn load<M: Model>(dir: impl Into<Folder>, dtype: DType, device: Device) -> Result<Loaded<M>> {
+    let dir = dir.into();
+    let config = load_config::<M>(&dir)?;
     let (model, layout) = declare::<M>(&config)?;
-    let path = dir.join(M::CLASS.library.weights_file());
-    let pickle = dir.join(M::CLASS.library.pickle_file());
-    if !path.exists() && pickle.exists() {
+    let file = M::CLASS.library.weights_file();
+    let pickle = M::CLASS.library.pickle_file();
+    if !dir.has(file) && dir.has(pickle) {
+        let (path, pickle) = (dir.path(file), dir.path(pickle));
         return Err(Error::Format {
             reason: format!(
                 "it is a pickle, which can run code when opened; convert it once with: python -c \"import torch, \
@@ -77,14 +83,14 @@ pub fn load<M: Model>(dir: &Path, dtype: DType, device: Device) -> Result<Loaded
             path: pickle,
         });
     }
-    let params = load_params(&path, M::CLASS.name, layout, dtype, device)?;
+    let params = load_params(&dir, file, M::CLASS.name, layout, dtype, device)?;
     Ok(Loaded { model, params })
 }
 
 /// Reads a component's configuration.
-pub fn load_config<M: Model>(dir: &Path) -> Result<M::Config> {
-    let path = dir.join("config.json");
-    let mut fields = load_object(&path)?;
+pub fn load_config<M: Model>(dir: &Folder) -> Result<M::Config> {
+    let mut fields = load_object(dir, CONFIG)?;
+    let path = dir.path(CONFIG);
     let class = match fields.get("_class_name") {
         Some(name) => name.as_str().map(str::to_owned),
         None => fields["architectures"]
@@ -115,21 +121,15 @@ const BOOKKEEPING: [&str; 5] = [
 ];
 
 /// Reads a JSON file that holds one object.
-pub(crate) fn load_object(path: &Path) -> Result<Value> {
-    let size = fs::metadata(path).map_err(Error::read(path))?.len();
-    let reason = if size > LONGEST_JSON {
-        format!("a configuration of {size} bytes is not one")
-    } else {
-        match serde_json::from_slice::<Value>(&fs::read(path).map_err(Error::read(path))?) {
-            Ok(value) if value.is_object() => return Ok(value),
-            Ok(_) => "it must hold a JSON object".into(),
-            Err(error) => format!("it is not valid JSON: {error}"),
-        }
+pub(crate) fn load_object(dir: &Folder, name: &str) -> Result<Value> {
+    let path = dir.path(name);
+    let bytes = dir.read(name, LONGEST_JSON).map_err(Error::read(&path))?;
+    let reason = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(value) if value.is_object() => return Ok(value),
+        Ok(_) => "it must hold a JSON object".into(),
+        Err(error) => format!("it is not valid JSON: {error}"),
     };
-    Err(Error::Json {
-        path: path.to_owned(),
-        reason,
-    })
+    Err(Error::Json { path, reason })
 }
 
 pub(crate) fn parse<T: DeserializeOwned>(value: Value, path: PathBuf) -> Result<T> {
@@ -144,15 +144,17 @@ pub(crate) fn parse<T: DeserializeOwned>(value: Value, path: PathBuf) -> Result<
 /// # Errors
 /// As [`load`].
 pub fn load_params(
-    path: &Path,
+    dir: &Folder,
+    file: &str,
     class: &'static str,
     layout: Arc<ParamLayout>,
     dtype: DType,
     device: Device,
 ) -> Result<Params> {
-    let bytes = fs::read(path).map_err(Error::read(path))?;
+    let path = dir.path(file);
+    let bytes = dir.read(file, u64::MAX).map_err(Error::read(&path))?;
     let malformed = |reason: String| Error::Format {
-        path: path.to_owned(),
+        path: path.clone(),
         reason,
     };
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
@@ -185,7 +187,7 @@ pub fn load_params(
     differences.extend(unexpected);
     if !differences.is_empty() {
         return Err(Error::Mismatch {
-            path: path.to_owned(),
+            path,
             class,
             differences,
         });
@@ -297,7 +299,7 @@ fn save_config(
     dtype: DType,
     precision: Precision,
 ) -> Result<()> {
-    let path = dir.join("config.json");
+    let path = dir.join(CONFIG);
     let mut fields = to_object(config, &path)?;
     match class.library {
         Library::Diffusers => {
@@ -387,9 +389,9 @@ fn atomically(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Resul
 }
 
 /// Reads `scheduler_config.json` of a directory.
-pub fn load_scheduler(dir: &Path) -> Result<SchedulerConfig> {
-    let path = dir.join("scheduler_config.json");
-    let mut fields = load_object(&path)?;
+pub fn load_scheduler(dir: &Folder) -> Result<SchedulerConfig> {
+    let mut fields = load_object(dir, SCHEDULER)?;
+    let path = dir.path(SCHEDULER);
     let class = &fields["_class_name"];
     if class != SchedulerConfig::CLASS {
         let reason = format!("it describes {class}, {} is needed", SchedulerConfig::CLASS);
@@ -406,7 +408,7 @@ pub fn load_scheduler(dir: &Path) -> Result<SchedulerConfig> {
 /// Writes `scheduler_config.json` into a directory.
 pub fn save_scheduler(dir: &Path, config: &SchedulerConfig) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::write(dir))?;
-    let path = dir.join("scheduler_config.json");
+    let path = dir.join(SCHEDULER);
     let mut fields = to_object(config, &path)?;
     fields.insert("_class_name".into(), json!(SchedulerConfig::CLASS));
     fields.insert("_diffusers_version".into(), json!(DIFFUSERS_VERSION));

@@ -247,6 +247,7 @@ pub struct Upsampler {
     pub sample_size: usize,
     pub prediction_type: Prediction,
     pub low_size: usize,
+    pub num_inference_steps: usize,
     pub crop_size: usize,
     pub block_out_channels: Vec<usize>,
     pub layers_per_block: usize,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use models::Folder;
 use models::diffusion::SamplerKind;
 use models::pipeline::{Generated, Given, Options, Pipeline, Progress as Step, SeededNoise};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::{Error, Result, files};
 
 /// The file in a model directory that holds its [`Sampling`].
 const FILE: &str = "sampling.json";
+const LONGEST: u64 = 1 << 20;
 
 /// A sampler by the name that users give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -69,9 +71,9 @@ impl Default for Sampling {
 
 impl Sampling {
     /// What a model directory recommends; diffusers' defaults where it says nothing.
-    pub fn of_model(dir: &Path) -> Result<Sampling> {
-        let path = dir.join(FILE);
-        match std::fs::read(&path) {
+    pub fn of_model(dir: &Folder) -> Result<Sampling> {
+        let path = dir.path(FILE);
+        match dir.read(FILE, LONGEST) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::failure(format!("{}: {e}", path.display()))),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Sampling::default()),

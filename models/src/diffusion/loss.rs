@@ -127,6 +127,27 @@ impl Weighting {
     }
 }
 
+/// What the network is to say: ε, x₀ or v.
+///
+/// # Shapes
+/// x0 and noise [n, ..], n steps → [n, ..]
+pub fn target(
+    t: &Tape,
+    schedule: &Schedule,
+    prediction: Prediction,
+    x0: &Var,
+    noise: &Var,
+    steps: &[usize],
+) -> Result<Var> {
+    match prediction {
+        Prediction::Epsilon => Ok(noise.clone()),
+        Prediction::Sample => Ok(x0.clone()),
+        Prediction::Velocity => mix(t, schedule, x0, noise, steps, |alpha_bar| {
+            prediction.target(alpha_bar)
+        }),
+    }
+}
+
 /// The mean squared error of what the network predicts: the prior's loss (x₀) and the upsamplers' (ε).
 ///
 /// # Shapes
@@ -142,13 +163,7 @@ pub fn denoising_loss(
     noise: &Var,
     steps: &[usize],
 ) -> Result<Var> {
-    let target = match prediction {
-        Prediction::Epsilon => noise.clone(),
-        Prediction::Sample => x0.clone(),
-        Prediction::Velocity => mix(t, schedule, x0, noise, steps, |alpha_bar| {
-            prediction.target(alpha_bar)
-        })?,
-    }; // [n, ..]
+    let target = target(t, schedule, prediction, x0, noise, steps)?; // [n, ..]
     check_steps(schedule, output, steps)?;
     let weights = weighting.weights(schedule, prediction, steps, output);
     mse::mse(t, output, &target.detach(), weights.as_ref())

@@ -9,7 +9,8 @@ mod schedule;
 
 pub use guidance::guide;
 pub use loss::{
-    HybridLoss, Weighting, add_noise, denoising_loss, hybrid_loss, timesteps, uniform_timesteps,
+    HybridLoss, Weighting, add_noise, denoising_loss, hybrid_loss, target, timesteps,
+    uniform_timesteps,
 };
 pub use sampler::{
     Ancestral, Ddim, Denoised, DpmSolver, Sampler, SamplerKind, SchedulerConfig, VarianceType,

@@ -63,7 +63,7 @@ impl Eval {
         let table = evaluate(
             &pipeline,
             clip.as_ref(),
-            &Sampling::of_model(&model)?,
+            &Sampling::of_model(&(&model).into())?,
             &questions,
             &interrupt,
         )?;

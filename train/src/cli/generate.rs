@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use models::Folder;
 use models::pipeline::{Given, Pipeline, SeededNoise, Stage};
 use sha2::{Digest, Sha256};
 use tensor::Device;
@@ -70,11 +71,11 @@ impl Generate {
             return Err(Error::usage("--num-images must be at least 1"));
         }
         let dir = match &self.model {
-            Some(dir) => dir.clone(),
-            None => default_model()?,
+            Some(dir) => Folder::from(dir),
+            None => Folder::from(&default_model()?),
         };
         let interrupt = Interrupt::catch()?;
-        let pipeline = Pipeline::load(&dir, DTYPE, device)?;
+        let pipeline = Pipeline::load(dir.clone(), DTYPE, device)?;
         let sampling = self.sampling(&dir)?;
         let parameters = self.parameters(&sampling, &pipeline)?;
         let steps = sampling.prior_candidates.max(1) * sampling.prior_num_inference_steps
@@ -126,7 +127,7 @@ impl Generate {
     }
 
     /// The model's settings with those of the command line.
-    fn sampling(&self, dir: &Path) -> Result<Sampling> {
+    fn sampling(&self, dir: &Folder) -> Result<Sampling> {
         let own = Sampling::of_model(dir)?;
         Ok(Sampling {
             prior_num_inference_steps: self

@@ -66,7 +66,7 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<()> {
     let model = assembled(dir, &settings.sampling)?;
     let hash = tree_hash(&model)?;
     let pipeline = Pipeline::load(&model, DTYPE, Device::Cpu)?;
-    let sampling = Sampling::of_model(&model)?;
+    let sampling = Sampling::of_model(&(&model).into())?;
     samples(&plan, dir, &data, &pipeline, &sampling, interrupt)?;
     let table = match plan.data {
         None if plan.eval_prompts > 0 => Some(accuracy(

@@ -9,7 +9,7 @@ use autograd::{Device, ParamLayout, Params, ParamsBuilder, Tape, Tensor, Var};
 use models::Model;
 use models::config::{Extent, PerLevel};
 use models::diffusion::{
-    Prediction, Schedule, SchedulerConfig, add_noise, hybrid_loss, timesteps, uniform_timesteps,
+    self, Schedule, SchedulerConfig, add_noise, hybrid_loss, timesteps, uniform_timesteps,
 };
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
 use models::unet::{
@@ -205,10 +205,15 @@ impl Stage for Decoder {
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, h, w, 3]
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, h, w, 3]
         let output = self.predict(t, &noisy, &at, &embeddings, &texts)?; // [n, h, w, 6]
-        let errors = match self.config.prediction_type {
-            Prediction::Sample => squared_errors(&output, &x0),
-            _ => squared_errors(&output, &noise),
-        };
+        let target = diffusion::target(
+            t,
+            &self.schedule,
+            self.config.prediction_type,
+            &x0,
+            &noise,
+            &at,
+        )?;
+        let errors = squared_errors(&output, &target);
         let loss = hybrid_loss(
             t,
             &self.schedule,

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use autograd::{DType, Device, Draw, ParamLayout, Params, StepState, Tape, Tensor, Var};
 use models::Model;
-use models::diffusion::{SamplerKind, SchedulerConfig};
+use models::diffusion::{
+    self, Prediction, SamplerKind, Schedule, SchedulerConfig, Weighting, denoising_loss,
+};
 use models::weights::{self, Precision};
 
 use crate::Result;
@@ -107,6 +109,29 @@ fn squared_errors(output: &Var, target: &Var) -> Vec<f64> {
         .collect()
 }
 
+/// The loss of a network without a variance, every step weighed alike.
+///
+/// # Shapes
+/// output, x0 and noise [n, ..], n steps
+fn denoising(
+    t: &Tape,
+    schedule: &Schedule,
+    prediction: Prediction,
+    output: &Var,
+    x0: &Var,
+    noise: &Var,
+    at: Vec<usize>,
+) -> Result<Loss> {
+    let target = diffusion::target(t, schedule, prediction, x0, noise, &at)?;
+    let errors = squared_errors(output, &target);
+    let uniform = Weighting::Uniform;
+    Ok(Loss {
+        total: denoising_loss(t, schedule, prediction, uniform, output, x0, noise, &at)?,
+        parts: Vec::new(),
+        by_time: at.into_iter().zip(errors).collect(),
+    })
+}
+
 /// One component's parameters out of an arena that holds several, each under its prefix.
 fn part<M: Model>(joint: &Params, prefix: &str, model: &M) -> Result<Params> {
     let (_, layout) = models::declare::<M>(model.config())?;
@@ -136,9 +161,9 @@ fn save_component<M: Model>(dir: &Path, model: &M, params: &Params) -> Result<()
 
 /// Reads the weights of a component whose layout is known.
 fn load_component<M: Model>(dir: &Path, layout: Arc<ParamLayout>) -> Result<Params> {
-    let path = dir.join(M::CLASS.library.weights_file());
     Ok(weights::load_params(
-        &path,
+        &dir.into(),
+        M::CLASS.library.weights_file(),
         M::CLASS.name,
         layout,
         DTYPE,

@@ -7,15 +7,12 @@ use autograd::ops::randn;
 use autograd::{ParamLayout, Params, Tape, Tensor};
 use models::declare;
 use models::diffusion::{
-    Prediction, Schedule, SchedulerConfig, Weighting, add_noise, denoising_loss, timesteps,
-    uniform_timesteps,
+    Prediction, Schedule, SchedulerConfig, add_noise, timesteps, uniform_timesteps,
 };
 use models::prior::{PriorConfig, PriorInputs, PriorTransformer, Whitening};
 
 use super::frozen::{FrozenClip, ImageEmbeddings};
-use super::{
-    DTYPE, Loss, Stage, draw, kept, load_component, save_component, source, squared_errors,
-};
+use super::{DTYPE, Loss, Stage, denoising, draw, kept, load_component, save_component, source};
 use crate::data::{self, Dataset, Loader};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
@@ -127,22 +124,15 @@ impl Stage for Prior {
                 attention_mask: Some(&texts.mask),
             },
         )?; // [n, d]
-        let errors = squared_errors(&output, &x0);
-        let total = denoising_loss(
+        denoising(
             t,
             &self.schedule,
             Prediction::Sample,
-            Weighting::Uniform,
             &output,
             &x0,
             &noise,
-            &at,
-        )?;
-        Ok(Loss {
-            total,
-            parts: Vec::new(),
-            by_time: at.into_iter().zip(errors).collect(),
-        })
+            at,
+        )
     }
 
     fn save(&self, params: &Params, dir: &Path) -> Result<()> {

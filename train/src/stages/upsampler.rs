@@ -10,13 +10,13 @@ use autograd::{Device, ParamLayout, Params, StepState, Tape, Tensor, Var};
 use models::config::Extent;
 use models::declare;
 use models::diffusion::{
-    Schedule, SchedulerConfig, Weighting, add_noise, denoising_loss, timesteps, uniform_timesteps,
+    Schedule, SchedulerConfig, add_noise, respaced, timesteps, uniform_timesteps,
 };
 use models::unet::{UNet2DConfig, UNet2DModel};
 
 use super::{
-    DTYPE, Loss, Stage, denoise, draw, kept, load_component, save_component, source,
-    squared_errors, uniform,
+    DTYPE, Loss, Stage, denoise, denoising, draw, kept, load_component, save_component, source,
+    uniform,
 };
 use crate::data::{Dataset, Loader};
 use crate::interrupt::Interrupt;
@@ -30,6 +30,8 @@ pub struct Upsampler {
     loader: Loader,
     scheduler: SchedulerConfig,
     schedule: Schedule,
+    /// Those that training draws from.
+    timesteps: Vec<usize>,
     config: config::Upsampler,
 }
 
@@ -55,13 +57,26 @@ impl Upsampler {
             prediction_type: config.prediction_type,
             ..SchedulerConfig::upsampler()
         };
+        let schedule = scheduler.schedule();
+        let all = schedule.steps();
+        if config.num_inference_steps > all {
+            return Err(Error::usage(format!(
+                "num_inference_steps = {} is above the {all} time steps that there are",
+                config.num_inference_steps
+            )));
+        }
+        let timesteps = match config.num_inference_steps {
+            0 => (0..all).collect(),
+            count => respaced(all, count),
+        };
         Ok(Upsampler {
             model,
             layout,
             loader: source::loader(&config.common, &dataset, None, position)?,
             dataset,
-            schedule: scheduler.schedule(),
+            schedule,
             scheduler,
+            timesteps,
             config: config.clone(),
         })
     }
@@ -198,33 +213,21 @@ impl Stage for Upsampler {
         let x0 = t.constant(crops(&large, &corners, config.crop_size)?); // [n, crop, crop, 3]
         let enlarged = t.constant(crops(&enlarged, &corners, config.crop_size)?);
 
-        let at = uniform_timesteps(
-            &draw(t.step(), "upsampler.timesteps"),
-            n,
-            self.schedule.steps(),
-        );
+        let trained = &self.timesteps;
+        let at = uniform_timesteps(&draw(t.step(), "upsampler.timesteps"), n, trained.len());
+        let at: Vec<usize> = at.into_iter().map(|i| trained[i]).collect();
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?;
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, crop, crop, 3]
         let output = self.predict(t, &noisy, &enlarged, &at)?; // [n, crop, crop, 3]
-        let errors = match config.prediction_type {
-            models::diffusion::Prediction::Sample => squared_errors(&output, &x0),
-            _ => squared_errors(&output, &noise),
-        };
-        let total = denoising_loss(
+        denoising(
             t,
             &self.schedule,
             config.prediction_type,
-            Weighting::Uniform,
             &output,
             &x0,
             &noise,
-            &at,
-        )?;
-        Ok(Loss {
-            total,
-            parts: Vec::new(),
-            by_time: at.into_iter().zip(errors).collect(),
-        })
+            at,
+        )
     }
 
     fn save(&self, params: &Params, dir: &Path) -> Result<()> {
@@ -245,7 +248,10 @@ impl Stage for Upsampler {
         let enlarged = self.enlarged(&small, &[None; PREVIEW])?;
         let made = denoise(
             &self.scheduler,
-            PREVIEW_STEPS,
+            match config.num_inference_steps {
+                0 => PREVIEW_STEPS,
+                count => count,
+            },
             large.dims(),
             interrupt,
             |step, x| {
