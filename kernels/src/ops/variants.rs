@@ -121,7 +121,11 @@ macro_rules! table {
     };
 }
 
-table![super::unary::ptx::Forward, super::unary::ptx::Backward,];
+table![
+    super::unary::ptx::Forward,
+    super::unary::ptx::Backward,
+    super::matmul::ptx::Product,
+];
 
 #[cfg(test)]
 mod tests {

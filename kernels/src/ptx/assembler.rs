@@ -211,6 +211,11 @@ impl Assembler {
         start
     }
 
+    /// Shared memory reserved so far, in bytes.
+    pub(super) fn shared_bytes(&self) -> u32 {
+        self.state.borrow().shared_bytes
+    }
+
     /// Stops at a mistake of the kernel's author.
     #[track_caller]
     pub(super) fn misuse(&self, what: impl fmt::Display) -> ! {

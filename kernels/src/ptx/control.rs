@@ -81,7 +81,11 @@ impl Assembler {
             self.loop_scope(|| {
                 self.place(&first);
                 self.branch(Some(!i.lt(end)), &done);
-                let below = Facts::below(end.facts().below);
+                // i < end, whose largest value is one less than its bound.
+                let below = match end.facts().below {
+                    u64::MAX => Facts::NONE,
+                    bound => Facts::below(bound - 1),
+                };
                 self.learn(i.id, |facts| *facts = facts.and(below));
                 body(i.get());
                 i.set(i.get() + step);

@@ -2,7 +2,7 @@
 
 use super::assembler::Assembler;
 use super::memory::{Global, Pointer};
-use super::types::{Bf16, Bf16x2, F32, U32};
+use super::types::{Bf16, Bf16x2, F32, Pred, U32, U64};
 use super::value::{IntoValue, Value};
 use crate::{Accum, DType};
 
@@ -85,6 +85,24 @@ impl<'k> Floats<'k> {
         match self {
             Floats::F32(p) => Floats::F32(p.at(index)),
             Floats::Bf16(p) => Floats::Bf16(p.at(index)),
+        }
+    }
+
+    /// The float `index` further on, where 32 bits do not count them.
+    #[track_caller]
+    pub fn at_wide(self, index: Value<'k, U64>) -> Self {
+        match self {
+            Floats::F32(p) => Floats::F32(p.at_wide(index)),
+            Floats::Bf16(p) => Floats::Bf16(p.at_wide(index)),
+        }
+    }
+
+    /// Whether the launch has this operand: its address is not null.
+    #[track_caller]
+    pub fn is_present(self) -> Value<'k, Pred> {
+        match self {
+            Floats::F32(p) => p.is_present(),
+            Floats::Bf16(p) => p.is_present(),
         }
     }
 

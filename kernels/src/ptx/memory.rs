@@ -124,6 +124,18 @@ impl<'k, S: Space, E: Type> Pointer<'k, S, E> {
         }
     }
 
+    /// The element `bytes` further on; a constant costs nothing.
+    #[track_caller]
+    pub fn plus_bytes(self, bytes: Value<'k, S::Address>) -> Self {
+        match bytes.constant() {
+            Some(constant) => self.byte_offset(constant as i64),
+            None => Pointer {
+                base: self.base + bytes,
+                ..self
+            },
+        }
+    }
+
     /// The element `bytes` further on or back.
     pub fn byte_offset(self, bytes: i64) -> Self {
         Pointer {
@@ -241,6 +253,23 @@ impl<'k, S: Space, E: Type> Pointer<'k, S, E> {
         const { assert!(N == 2 || N == 4, "vectors have 2 or 4 elements") };
         const { assert!(N as u32 * E::SIZE <= 16, "vectors have 16 bytes at most") };
         self.check_aligned(N as u32 * E::SIZE, what);
+    }
+}
+
+impl<'k, E: Type> Pointer<'k, Global, E> {
+    /// The element `index` elements further on, where 32 bits do not count them.
+    #[track_caller]
+    pub fn at_wide(self, index: Value<'k, U64>) -> Self {
+        Pointer {
+            base: index.mul_add(u64::from(E::SIZE), self.base),
+            ..self
+        }
+    }
+
+    /// Whether the launch has this operand: its address is not null.
+    #[track_caller]
+    pub fn is_present(self) -> Value<'k, Pred> {
+        self.base.ne(0u64)
     }
 }
 

@@ -204,6 +204,15 @@ impl<'k, E: Type> Position<'k, E> {
         }
     }
 
+    /// `elements` elements further right, for nothing, in a layout without a swizzle.
+    pub fn across(self, elements: u32) -> Self {
+        assert!(self.layout.mask == 0, "a swizzled row is not contiguous");
+        Position {
+            constant: self.constant + elements * E::SIZE,
+            ..self
+        }
+    }
+
     /// `chunks` chunks further right: one XOR under a swizzle, nothing without one.
     #[track_caller]
     pub fn right(self, chunks: u32) -> Self {
@@ -261,26 +270,8 @@ impl<'k, E: Type> Tiles<'k, E> {
     pub fn tile(self, index: impl IntoValue<'k, U32>) -> Tile<'k, E> {
         let index = index.into_value();
         prove_below(index, self.count, "tile");
-        // A tile's start in elements is a whole number of them, whatever the layout.
-        let elements = self.layout.bytes() / E::SIZE;
         Tile {
-            base: self.base.at(index * elements),
-        }
-    }
-}
-
-impl<'k, E: Type> Tiles<'k, E> {
-    /// The same memory for `count` tiles of another layout: once nobody needs what is there, and after a barrier.
-    ///
-    /// # Panics
-    /// If they do not fit.
-    pub fn reuse<F: Type>(self, layout: Layout<F>, count: u32) -> Tiles<'k, F> {
-        let (needed, there) = (layout.bytes() * count, self.layout.bytes() * self.count);
-        assert!(needed <= there, "{needed} bytes in the place of {there}");
-        Tiles {
-            layout,
-            count,
-            base: self.base.cast(),
+            base: self.base.plus_bytes(index * self.layout.bytes()),
         }
     }
 }
@@ -292,11 +283,7 @@ impl<'k, E: Type> Tile<'k, E> {
         let Position {
             offset, constant, ..
         } = position;
-        let bytes: Pointer<'k, Shared, E> = match offset.constant() {
-            Some(offset) => self.base.byte_offset(offset as i64),
-            None => Pointer::new(self.base.address() + offset),
-        };
-        bytes.byte_offset(constant.into())
+        self.base.plus_bytes(offset).byte_offset(constant.into())
     }
 
     /// Its first element, for whole-tile copies and matrix descriptors.
@@ -315,6 +302,23 @@ impl Assembler {
             layout,
             count,
             base: self.shared_base(offset),
+        }
+    }
+
+    /// The shared memory that was handed out so far once more, for other tiles: once nobody needs what is there, and
+    /// after a barrier.
+    pub fn shared_tiles_again<E: Type>(&self, layout: Layout<E>, count: u32) -> Tiles<'_, E> {
+        let needed = layout.bytes() * count;
+        let there = self.shared_bytes();
+        if needed > there {
+            self.misuse(format_args!(
+                "{needed} bytes of shared memory in the place of {there}"
+            ));
+        }
+        Tiles {
+            layout,
+            count,
+            base: self.shared_base(0),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod epilogue;
+pub mod ptx;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,13 @@ pub enum Activation {
 }
 
 impl Activation {
+    pub const ALL: [Activation; 4] = [
+        Activation::None,
+        Activation::Gelu,
+        Activation::QuickGelu,
+        Activation::Silu,
+    ];
+
     #[inline(always)]
     pub fn apply<T: Real>(self, x: T) -> T {
         match self {

@@ -1,0 +1,158 @@
+//! What follows a product: the sums go through shared memory, 16 rows of a warp at a time, so that each thread gets some
+//! that lie side by side in the output and in whatever is read for them.
+
+use super::Tiling;
+use crate::Accum;
+use crate::ops::matmul::Activation;
+use crate::ptx::{
+    Assembler, F32, Fast, Floats, Layout, Pointer, Pred, Shared, Storage, Tile, U32, Value,
+    Variable,
+};
+
+/// Rows of sums that a warp exchanges at a time.
+const ROWS: u32 = 16;
+
+/// Where a warp puts its rows.
+#[derive(Clone, Copy)]
+pub struct Slab<'k> {
+    pub tile: Tile<'k, F32>,
+    pub layout: Layout<F32>,
+}
+
+pub struct Epilogue<'k> {
+    pub k: &'k Assembler,
+    pub tiling: Tiling,
+    pub accum: Accum,
+    /// An [`Activation`] as a number.
+    pub activation: Value<'k, U32>,
+    pub aligned: bool,
+    pub c: Floats<'k>,
+    pub pre: Floats<'k>,
+    pub bias: Floats<'k>,
+    pub residual: Floats<'k>,
+    /// Where the CTA's tile begins.
+    pub first_row: Value<'k, U32>,
+    pub first_column: Value<'k, U32>,
+    /// m and n.
+    pub rows: Value<'k, U32>,
+    pub columns: Value<'k, U32>,
+    pub batch: Value<'k, U32>,
+}
+
+/// The operands of one matrix of the batch, and which of them are there.
+struct Matrices<'k> {
+    c: Floats<'k>,
+    pre: Floats<'k>,
+    has_pre: Value<'k, Pred>,
+    bias: Floats<'k>,
+    has_bias: Value<'k, Pred>,
+    residual: Floats<'k>,
+    has_residual: Value<'k, Pred>,
+}
+
+impl<'k> Epilogue<'k> {
+    /// Calls `store(slab, to)`, which puts the warp's rows `16·slab` and on into `to`, for each slab, and completes them.
+    pub fn write(&self, store: impl Fn(u32, Slab<'k>)) {
+        let k = self.k;
+        let [rows, columns] = self.tiling.warp;
+        // Eight floats between rows: four rows of pairs fill all banks once.
+        let layout = Layout::padded(ROWS, columns, 8);
+        let [down, across] = self.tiling.warps();
+        let slabs = k.shared_tiles_again(layout, down * across);
+        let slab = Slab {
+            tile: slabs.tile(k.warp()),
+            layout,
+        };
+        let [warp_row, warp_column] = self.tiling.warp_place(k);
+        let first_row = self.first_row + warp_row * rows;
+        let first_column = self.first_column + warp_column * columns;
+
+        let start = self.batch.mul_wide(self.rows * self.columns);
+        let matrices = Matrices {
+            c: self.c.at_wide(start),
+            pre: self.pre.at_wide(start),
+            has_pre: self.pre.is_present(),
+            bias: self.bias,
+            has_bias: self.bias.is_present(),
+            residual: self.residual.at_wide(start),
+            has_residual: self.residual.is_present(),
+        };
+        let chunk = self.c.storage().chunk();
+        let chunks = columns / chunk;
+        for index in 0..rows / ROWS {
+            k.comment(format_args!(
+                "rows {} and on of the warp's sums",
+                ROWS * index
+            ));
+            if index > 0 {
+                k.warp_barrier();
+            }
+            store(index, slab);
+            k.warp_barrier();
+            k.for_(0, ROWS * chunks / 32, 1, |step| {
+                let place = step * 32 + k.lane();
+                let (row_here, column_here) = (place / chunks, place % chunks * chunk);
+                let row = first_row + (row_here + ROWS * index);
+                let column = first_column + column_here;
+                let sums = slab.tile.at(layout.element(row_here, column_here));
+                let inside = row.lt(self.rows) & column.lt(self.columns);
+                k.if_(inside, || {
+                    let element = row * self.columns + column;
+                    if self.aligned {
+                        self.complete(&matrices, sums, element, column, chunk);
+                    } else {
+                        let end = (self.columns - column).min(chunk);
+                        k.for_(0, end, 1, |i| {
+                            self.complete(&matrices, sums.at(i), element + i, column + i, 1);
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    /// Completes the `width` sums at `sums`: element `element` of the output and on, in column `column` and on.
+    fn complete(
+        &self,
+        o: &Matrices<'k>,
+        sums: Pointer<'k, Shared, F32>,
+        element: Value<'k, U32>,
+        column: Value<'k, U32>,
+        width: u32,
+    ) {
+        let k = self.k;
+        let sums: Vec<Value<'k, F32>> = match width {
+            1 => vec![sums.load()],
+            _ => (0..width / 4)
+                .flat_map(|i| sums.at(4 * i).load_vector::<4>())
+                .collect(),
+        };
+        if self.accum == Accum::Add {
+            return o.c.at(element).put_span(Accum::Add, &sums);
+        }
+        let results: Vec<Variable<'k, F32>> = sums.into_iter().map(|s| k.variable(s)).collect();
+        let values = || results.iter().map(|r| r.get()).collect::<Vec<_>>();
+        let add = |others: Floats<'k>| {
+            for (result, other) in results.iter().zip(others.load_span(width)) {
+                result.set(*result + other);
+            }
+        };
+        k.if_(o.has_bias, || add(o.bias.at(column)));
+        k.if_(o.has_pre, || o.pre.at(element).store_span(&values()));
+        for activation in Activation::ALL {
+            if activation == Activation::None {
+                continue;
+            }
+            k.if_(self.activation.eq(activation as u32), || {
+                for result in &results {
+                    result.set(match self.c.storage() {
+                        Storage::F32 => activation.apply(result.get()),
+                        Storage::Bf16 => activation.apply(Fast(result.get())).0,
+                    });
+                }
+            });
+        }
+        k.if_(o.has_residual, || add(o.residual.at(element)));
+        o.c.at(element).store_span(&values());
+    }
+}
