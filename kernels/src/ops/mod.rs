@@ -21,6 +21,7 @@ pub mod matmul;
 pub mod mse;
 pub mod nearest_up2;
 pub mod optimizer;
+pub mod random;
 pub mod reduce;
 pub mod resize;
 pub mod select_rows;

@@ -125,6 +125,7 @@ table![
     super::unary::ptx::Forward,
     super::unary::ptx::Backward,
     super::matmul::ptx::Product,
+    super::random::ptx::Fill,
 ];
 
 #[cfg(test)]

@@ -1,0 +1,3 @@
+//! Draws on GPUs, bit for bit those of [`crate::random`]: the functions that make them are the same.
+
+pub mod ptx;
