@@ -16,6 +16,7 @@ pub mod ptx;
 pub mod ptxas;
 pub mod random;
 pub mod real;
+pub mod sim;
 pub mod simd;
 #[cfg(test)]
 mod testing;
