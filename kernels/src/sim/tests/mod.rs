@@ -1,5 +1,6 @@
 //! The simulator held to Rust references, to the errors it promises, and to itself.
 
+mod determinism;
 mod grammar;
 mod instructions;
 mod kernels;
