@@ -74,7 +74,7 @@ pub fn train(config: &Config, resume: &Resume, interrupt: &Interrupt) -> Result<
     }
 }
 
-/// Seconds that one step of a stage takes on this machine, from a few steps that leave no trace but the model that
+/// Seconds that one step of a stage takes on this machine, the median of a few steps that leave no trace but the model that
 /// later stages need to be timed.
 pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
     fn time<S: Stage>(mut stage: S, common: &Common, interrupt: &Interrupt) -> Result<f64> {
@@ -86,19 +86,20 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
         )?;
         let mut training = Step::new(params, common);
         let batch = stage.batch()?;
-        let mut fastest = f64::INFINITY;
+        let mut seconds = Vec::new();
         for at in 0..TIMED_STEPS {
             interrupt.check()?;
             let began = Instant::now();
             training.take(at, 0.0, |t, _| Ok(stage.loss(t, &batch)?.total))?;
             // The first step allocates what the others reuse.
             if at > 0 {
-                fastest = fastest.min(began.elapsed().as_secs_f64());
+                seconds.push(began.elapsed().as_secs_f64());
             }
         }
         let model = model_dir(Path::new(&common.output_dir));
         files::replace_dir(&model, |dir| stage.save(&training.params, dir))?;
-        Ok(fastest)
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
     }
     let common = config.common();
     match config {
@@ -109,7 +110,7 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
     }
 }
 
-const TIMED_STEPS: u64 = 5;
+const TIMED_STEPS: u64 = 10;
 
 /// Where a run's finished model lies.
 pub fn model_dir(run: &Path) -> PathBuf {
