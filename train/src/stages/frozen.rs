@@ -6,7 +6,7 @@ use std::sync::Arc;
 use autograd::{Device, Tape, Tensor};
 use models::clip::CLIPModel;
 use models::tokenizer::Tokenizer;
-use models::{Loaded, Model, weights};
+use models::{Folder, Loaded, Model, weights};
 
 use super::{DTYPE, source};
 use crate::data::{Batch, Dataset};
@@ -48,13 +48,18 @@ impl FrozenClip {
                      the clip stage first, or point clip at one"
                 ))
             })?;
-        let tokenizer = Tokenizer::from_dir(&root.join("tokenizer"))
+        FrozenClip::of_model(&Folder::from(&root))
+    }
+
+    /// The CLIP of a model directory.
+    pub fn of_model(dir: &Folder) -> Result<FrozenClip> {
+        let tokenizer = Tokenizer::from_dir(dir.join("tokenizer"))
             .map_err(|e| Error::failure(e.to_string()))?;
         let empty = tokenizer
             .encode_truncated("")
             .map_err(|e| Error::failure(e.to_string()))?;
         Ok(FrozenClip {
-            clip: weights::load::<CLIPModel>(&root.join("clip"), DTYPE, Device::Cpu)?,
+            clip: weights::load::<CLIPModel>(dir.join("clip"), DTYPE, Device::Cpu)?,
             tokenizer: Arc::new(tokenizer),
             empty,
         })
@@ -122,9 +127,11 @@ pub struct ImageEmbeddings {
 
 /// Pictures that are embedded together.
 const CHUNK: u64 = 64;
+/// Embeddings that are kept take at most this many bytes.
+const KEPT: u64 = 256 << 20;
 
 impl ImageEmbeddings {
-    /// Embeds the pictures of a data set that is in memory, always in the same order and groups, so that a resumed run
+    /// Embeds all pictures, if their embeddings fit in memory, always in the same order and groups, so that a resumed run
     /// works with the same bits.
     pub fn new(clip: &FrozenClip, dataset: &Dataset, interrupt: &Interrupt) -> Result<Self> {
         source::check_divides(
@@ -133,7 +140,7 @@ impl ImageEmbeddings {
             clip.image_size(),
         )?;
         let resolution = dataset.size();
-        if !dataset.is_resident() {
+        if dataset.len() * clip.width() as u64 * size_of::<f32>() as u64 > KEPT {
             return Ok(ImageEmbeddings {
                 known: None,
                 resolution,
