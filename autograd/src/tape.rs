@@ -352,24 +352,28 @@ impl Tape {
     /// Offers an activation under the module path plus `name`.
     pub fn tap(&self, name: &str, activation: &Var) {
         if let Some(Taps { wanted, taken }) = &self.taps {
-            let path = self.path.borrow();
-            let full = match (path.is_empty(), name.is_empty()) {
-                (true, _) => name.to_owned(),
-                (_, true) => path.to_string(),
-                _ => format!("{path}.{name}"),
-            };
+            let full = self.within(name);
             if wanted(&full) {
                 taken.borrow_mut().push((full, activation.tensor.clone()));
             }
         }
     }
 
-    /// Whether anybody asked for activations: some are only made when they are wanted.
+    /// Whether anybody asked for the activation `name` of the current module ("": its output): some are only made when
+    /// they are wanted.
     pub fn wants(&self, name: &str) -> bool {
+        let wanted = |taps: &Taps| (taps.wanted)(&self.within(name));
+        self.taps.as_ref().is_some_and(wanted)
+    }
+
+    /// The module path with `name` behind it.
+    fn within(&self, name: &str) -> String {
         let path = self.path.borrow();
-        self.taps
-            .as_ref()
-            .is_some_and(|taps| (taps.wanted)(&format!("{path}.{name}")))
+        match (path.is_empty(), name.is_empty()) {
+            (true, _) => name.to_owned(),
+            (_, true) => path.to_string(),
+            _ => format!("{path}.{name}"),
+        }
     }
 
     /// The activations taken so far, in the order of computation.

@@ -16,6 +16,22 @@ fn fan_in_uniform(fan_in: usize) -> Init {
     }
 }
 
+/// A module whose pass includes what follows it, such as an activation: `fused` is what goes on, and a tap that asks for
+/// the module gets what it makes `alone`, as in libraries where the two are separate.
+fn fused_module(
+    t: &Tape,
+    name: &str,
+    fused: impl FnOnce() -> Result<Var>,
+    alone: impl FnOnce(&Tape) -> Result<Var>,
+) -> Result<Var> {
+    t.scope(name, || {
+        if t.wants("") {
+            t.tap("", &alone(&Tape::inference(None))?);
+        }
+        fused()
+    })
+}
+
 /// y = x·Wᵀ + b, `weight` [out, in], `bias` [out].
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
@@ -69,11 +85,15 @@ impl Linear {
         activation: Activation,
         residual: Option<&Var>,
     ) -> Result<Var> {
-        t.module(self.name, || {
-            let weight = t.param(self.weight)?;
-            let bias = self.bias.map(|id| t.param(id)).transpose()?;
-            matmul::linear(t, x, &weight, bias.as_ref(), activation, residual)
-        })
+        let weight = t.param(self.weight)?;
+        let bias = self.bias.map(|id| t.param(id)).transpose()?;
+        let bias = bias.as_ref();
+        fused_module(
+            t,
+            self.name,
+            || matmul::linear(t, x, &weight, bias, activation, residual),
+            |t| matmul::linear(t, x, &weight, bias, Activation::None, None),
+        )
     }
 }
 
@@ -163,11 +183,15 @@ impl Conv2d {
 
     /// The convolution plus `residual` [n, h', w', out].
     pub fn fused(&self, t: &Tape, x: &Var, residual: Option<&Var>) -> Result<Var> {
-        t.module(self.name, || {
-            let weight = t.param(self.weight)?;
-            let bias = self.bias.map(|id| t.param(id)).transpose()?;
-            conv2d::conv2d(t, x, &weight, bias.as_ref(), residual, self.geometry)
-        })
+        let weight = t.param(self.weight)?;
+        let bias = self.bias.map(|id| t.param(id)).transpose()?;
+        let bias = bias.as_ref();
+        fused_module(
+            t,
+            self.name,
+            || conv2d::conv2d(t, x, &weight, bias, residual, self.geometry),
+            |t| conv2d::conv2d(t, x, &weight, bias, None, self.geometry),
+        )
     }
 }
 
@@ -222,21 +246,22 @@ impl GroupNorm {
         scale_shift: Option<&Var>,
         after: After,
     ) -> Result<Var> {
-        t.module(self.name, || {
-            let op = GroupNormOp {
-                groups: self.groups,
-                eps: self.eps,
-                silu: after == After::Silu,
-            };
-            group_norm::group_norm(
-                t,
-                x,
-                &t.param(self.weight)?,
-                &t.param(self.bias)?,
-                scale_shift,
-                op,
-            )
-        })
+        let weight = t.param(self.weight)?;
+        let bias = t.param(self.bias)?;
+        let op = |silu| GroupNormOp {
+            groups: self.groups,
+            eps: self.eps,
+            silu,
+        };
+        fused_module(
+            t,
+            self.name,
+            || {
+                let silu = op(after == After::Silu);
+                group_norm::group_norm(t, x, &weight, &bias, scale_shift, silu)
+            },
+            |t| group_norm::group_norm(t, x, &weight, &bias, None, op(false)),
+        )
     }
 }
 

@@ -120,7 +120,7 @@ impl SelfAttention {
     }
 
     fn forward(&self, t: &Tape, h: &Var, mask: Option<&Tensor>, residual: &Var) -> Result<Var> {
-        t.module("self_attn", || {
+        t.scope("self_attn", || {
             let q = self.q_proj.forward(t, h)?; // [n, l, c]
             let k = self.k_proj.forward(t, h)?; // [n, l, c]
             let v = self.v_proj.forward(t, h)?; // [n, l, c]
