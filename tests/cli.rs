@@ -97,6 +97,9 @@ fn what_is_not_understood_is_refused_with_a_suggestion() {
     );
     let model = refused(&unclip(dir.path(), &["generate", "-p", "a red circle"]), 2);
     assert!(model.contains("run `unclip demo` first"), "{model}");
+    let nowhere = ["generate", "-p", "a red circle", "--model", "nowhere"];
+    let model = refused(&unclip(dir.path(), &nowhere), 2);
+    assert!(model.contains("nowhere is neither a demo run"), "{model}");
     let run = refused(&unclip(dir.path(), &["eval", "nowhere"]), 2);
     assert!(run.contains("nowhere is neither a demo run"), "{run}");
 }
@@ -229,4 +232,22 @@ fn weights_that_are_missing_or_of_another_shape_are_named() {
         2,
     );
     assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_the_first_op_and_its_module() {
+    let dir = workspace();
+    let wild = [
+        "train",
+        "clip.toml",
+        "learning_rate=1e30",
+        "lr_warmup_steps=1",
+    ];
+    let said = refused(&unclip(dir.path(), &wild), 1);
+    assert!(said.contains("the loss is not finite at step 1"), "{said}");
+    assert!(
+        said.contains("in  text_model.encoder.layers.0.self_attn.q_proj"),
+        "{said}"
+    );
+    assert!(dir.path().join("clip/checkpoints/step-00000001").is_dir());
 }

@@ -91,14 +91,7 @@ pub fn load<M: Model>(dir: impl Into<Folder>, dtype: DType, device: Device) -> R
 pub fn load_config<M: Model>(dir: &Folder) -> Result<M::Config> {
     let mut fields = load_object(dir, CONFIG)?;
     let path = dir.path(CONFIG);
-    let class = match fields.get("_class_name") {
-        Some(name) => name.as_str().map(str::to_owned),
-        None => fields["architectures"]
-            .as_array()
-            .and_then(|names| names.first())
-            .and_then(Value::as_str)
-            .map(str::to_owned),
-    };
+    let class = named_class(&fields);
     if let Some(class) = class.filter(|class| class != M::CLASS.name) {
         return Err(Error::Json {
             path,
@@ -109,6 +102,25 @@ pub fn load_config<M: Model>(dir: &Folder) -> Result<M::Config> {
         fields.retain(|name, _| !name.starts_with('_') && !BOOKKEEPING.contains(&name.as_str()));
     }
     parse(fields, path)
+}
+
+/// The class that a component's `config.json` names.
+///
+/// # Errors
+/// If there is no such file, or it names none.
+pub fn class_of(dir: &Folder) -> Result<String> {
+    named_class(&load_object(dir, CONFIG)?).ok_or_else(|| Error::Json {
+        path: dir.path(CONFIG),
+        reason: "it names no class, neither as _class_name nor under architectures".into(),
+    })
+}
+
+fn named_class(fields: &Value) -> Option<String> {
+    let class = match fields.get("_class_name") {
+        Some(name) => Some(name),
+        None => fields["architectures"].get(0),
+    };
+    class.and_then(Value::as_str).map(str::to_owned)
 }
 
 /// Fields that say who wrote a file, not what is in it: they are written anew.

@@ -25,7 +25,12 @@ pub struct Runs<'a> {
 }
 
 /// Writes the pipeline of finished runs to `target`, replacing what was there.
-pub fn assemble(runs: &Runs, sampling: &Sampling, target: &Path) -> Result<()> {
+pub fn assemble(
+    runs: &Runs,
+    sampling: &Sampling,
+    precision: Precision,
+    target: &Path,
+) -> Result<()> {
     for run in [runs.clip, runs.prior, runs.decoder, runs.upsampler] {
         if !model_dir(run).is_dir() {
             return Err(Error::usage(format!(
@@ -61,13 +66,8 @@ pub fn assemble(runs: &Runs, sampling: &Sampling, target: &Path) -> Result<()> {
     };
     files::replace_dir(target, |dir| {
         files::create_dir(&dir.join("tokenizer"))?;
-        pipeline.save(dir, Precision::Full)?;
-        weights::save(
-            &dir.join("clip"),
-            &clip.model,
-            &clip.params,
-            Precision::Full,
-        )?;
+        pipeline.save(dir, precision)?;
+        weights::save(&dir.join("clip"), &clip.model, &clip.params, precision)?;
         sampling.save(dir)
     })
 }

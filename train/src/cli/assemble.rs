@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use models::weights::Precision;
+
 use crate::Result;
 use crate::assemble::{Runs, assemble};
 use crate::demo::plan::Settings;
@@ -24,6 +26,9 @@ pub struct Assemble {
     /// The model directory; what is there is replaced.
     #[arg(short, long)]
     output: PathBuf,
+    /// Round the weights to bf16, which halves them.
+    #[arg(long)]
+    bf16: bool,
 }
 
 impl Assemble {
@@ -34,7 +39,16 @@ impl Assemble {
             decoder: &self.decoder,
             upsampler: &self.upsampler,
         };
-        assemble(&runs, &Settings::embedded()?.sampling, &self.output)?;
+        let precision = match self.bf16 {
+            true => Precision::Bf16,
+            false => Precision::Full,
+        };
+        assemble(
+            &runs,
+            &Settings::embedded()?.sampling,
+            precision,
+            &self.output,
+        )?;
         println!("the model is in {}", self.output.display());
         Ok(())
     }

@@ -7,10 +7,10 @@ use tensor::Device;
 
 use crate::eval::{Questions, Start, evaluate};
 use crate::interrupt::Interrupt;
+use crate::model;
 use crate::sampling::Sampling;
 use crate::stages::DTYPE;
 use crate::stages::frozen::FrozenClip;
-use crate::trainer::model_dir;
 use crate::{Error, Result};
 
 /// Measure how often the pictures of a model show what their prompts say.
@@ -19,8 +19,8 @@ use crate::{Error, Result};
 /// model; the table is printed and written as JSON.
 #[derive(clap::Args)]
 pub struct Eval {
-    /// A demo run or a model directory.
-    run: PathBuf,
+    /// A demo run or a model directory [default: the demo's].
+    run: Option<PathBuf>,
     /// Prompts of each kind (seen or held out, one or two objects); twice as many for one object.
     #[arg(long, default_value_t = 100)]
     prompts: usize,
@@ -30,7 +30,7 @@ pub struct Eval {
     /// Where the chain starts: what comes before is replaced by the truth, which shows the stage that loses most.
     #[arg(long, value_enum, default_value_t)]
     from: Start,
-    /// The JSON file [default: eval.json in the run].
+    /// The JSON file [default: eval.json, in the run if one is named].
     #[arg(short, long)]
     output: Option<PathBuf>,
 }
@@ -40,35 +40,29 @@ impl Eval {
         if self.prompts == 0 || self.seeds == 0 {
             return Err(Error::usage("--prompts and --seeds must be at least 1"));
         }
-        let model = [model_dir(&self.run), self.run.clone()]
-            .into_iter()
-            .find(|dir| dir.join("model_index.json").exists())
-            .ok_or_else(|| {
-                Error::usage(format!(
-                    "{} is neither a demo run with a finished model nor a model directory (with model_index.json)",
-                    self.run.display()
-                ))
-            })?;
+        let model = model::open(self.run.as_deref())?;
         let interrupt = Interrupt::catch()?;
-        let pipeline = Pipeline::load(&model, DTYPE, device)?;
+        let pipeline = Pipeline::load(model.clone(), DTYPE, device)?;
         let questions = Questions {
             prompts: self.prompts,
             seeds: self.seeds,
             start: self.from,
         };
         let clip = match self.from {
-            Start::Embedding => Some(FrozenClip::open(&model.display().to_string())?),
+            Start::Embedding => Some(FrozenClip::of_model(&model)?),
             Start::Caption | Start::Small => None,
         };
         let table = evaluate(
             &pipeline,
             clip.as_ref(),
-            &Sampling::of_model(&(&model).into())?,
+            &Sampling::of_model(&model)?,
             &questions,
             &interrupt,
         )?;
         println!("{table}");
-        let path = self.output.unwrap_or_else(|| self.run.join("eval.json"));
+        let path = self
+            .output
+            .unwrap_or_else(|| self.run.unwrap_or_default().join("eval.json"));
         table.save(&path)?;
         println!("written to {}", path.display());
         Ok(())

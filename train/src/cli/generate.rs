@@ -1,6 +1,6 @@
 //! `unclip generate`: pictures of a prompt.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use models::Folder;
 use models::pipeline::{Given, Pipeline, SeededNoise, Stage};
@@ -9,11 +9,11 @@ use tensor::Device;
 
 use crate::checkpoint::hex;
 use crate::interrupt::Interrupt;
+use crate::model;
 use crate::picture::Picture;
 use crate::progress::Progress;
 use crate::sampling::{SamplerName, Sampling, generate};
 use crate::stages::DTYPE;
-use crate::trainer::model_dir;
 use crate::{Error, Result};
 
 /// Make pictures of a prompt.
@@ -30,7 +30,7 @@ pub struct Generate {
     /// The noise is a function of it.
     #[arg(short, long, default_value_t = 0)]
     seed: u64,
-    /// A model directory in diffusers' layout; by default that of the demo run.
+    /// A demo run, or a model directory in diffusers' layout [default: the demo's].
     #[arg(short, long)]
     model: Option<PathBuf>,
     /// The picture's file; several get -1, -2, … before the extension.
@@ -70,10 +70,7 @@ impl Generate {
         if self.num_images == 0 {
             return Err(Error::usage("--num-images must be at least 1"));
         }
-        let dir = match &self.model {
-            Some(dir) => Folder::from(dir),
-            None => Folder::from(&default_model()?),
-        };
+        let dir = model::open(self.model.as_deref())?;
         let interrupt = Interrupt::catch()?;
         let pipeline = Pipeline::load(dir.clone(), DTYPE, device)?;
         let sampling = self.sampling(&dir)?;
@@ -220,16 +217,4 @@ fn model_hash(pipeline: &Pipeline) -> Result<String> {
         hash.update(bytemuck::cast_slice::<f32, u8>(params.arena().as_slice()?));
     }
     Ok(hex(&hash.finalize()[..4]))
-}
-
-/// The model of the demo.
-fn default_model() -> Result<PathBuf> {
-    let dir = model_dir(Path::new(crate::demo::DEFAULT_DIR));
-    if dir.join("model_index.json").exists() {
-        return Ok(dir);
-    }
-    Err(Error::usage(format!(
-        "there is no model at {}: run `unclip demo` first, or give one with --model",
-        dir.display()
-    )))
 }

@@ -8,6 +8,8 @@ mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod kernels;
+mod probe;
 mod train;
 
 use std::process::ExitCode;
@@ -39,12 +41,15 @@ enum Command {
     Eval(eval::Eval),
     #[command(subcommand)]
     Data(data::Command),
+    Probe(probe::Probe),
+    #[command(subcommand)]
+    Kernels(kernels::Command),
     Doctor(doctor::Doctor),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    kernels::parallel::adopt_current_thread();
+    ::kernels::parallel::adopt_current_thread();
     let arguments = Arguments::parse();
     // `unclip … | head`: when nobody reads on, the program ends without a word, as others do.
     let reader_gone = Arc::new(AtomicBool::new(true));
@@ -70,6 +75,8 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Generate(generate) => generate.run(device),
         Command::Eval(eval) => eval.run(device),
         Command::Data(command) => command.run(),
+        Command::Probe(probe) => probe.run(device),
+        Command::Kernels(command) => command.run(),
         Command::Doctor(doctor) => doctor.run(device),
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use models::pipeline::{Given, Pipeline, SeededNoise};
+use models::weights::Precision;
 use tensor::Device;
 
 use crate::assemble::{Runs, assemble};
@@ -167,7 +168,7 @@ fn assembled(dir: &Path, sampling: &Sampling) -> Result<PathBuf> {
         decoder: &dir.join(StageKind::Decoder.name()),
         upsampler: &dir.join(StageKind::Upsampler.name()),
     };
-    assemble(&runs, sampling, &target)?;
+    assemble(&runs, sampling, Precision::Full, &target)?;
     Ok(target)
 }
 

@@ -43,7 +43,7 @@ pub fn write(dir: &Path, plan: &Plan, table: Option<&Table>, hash: &str) -> Resu
     for stage in StageKind::ALL {
         body.push_str(&training(dir, stage)?);
     }
-    body.push_str(NEXT);
+    body.push_str(&next(dir));
     let page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>unclip demo</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
@@ -57,13 +57,19 @@ table{border-collapse:collapse}td,th{padding:.25rem .6rem;text-align:right;borde
 td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto;background:#fff;border:1px solid #ddd}\
 code,pre{background:#eee;padding:.1rem .3rem}pre{padding:.6rem;overflow:auto}";
 
-const NEXT: &str = "<h2>What to try next</h2>\n<pre>\
-unclip generate -p \"a large yellow star on a black background\" -n 4 --seed 7\n\
-unclip generate -p \"a small red circle above a large blue square on a white background\" --trajectory\n\
-unclip generate -p \"a large red star on a gray background\" --decoder-guidance-scale 4\n\
-unclip demo --minutes 60 -o runs/longer\n\
-unclip demo --data 'shards/{00000..00003}.tar' -o runs/mine\n\
-unclip eval runs/demo --seeds 3</pre>\n";
+/// Commands to try with the run in `dir`.
+fn next(dir: &Path) -> String {
+    let dir = escaped(&dir.display().to_string());
+    format!(
+        "<h2>What to try next</h2>\n<pre>\
+         unclip generate --model {dir} -p \"a large yellow star on a black background\" -n 4 --seed 7\n\
+         unclip generate --model {dir} -p \"a small red circle above a large blue square on a white background\" --trajectory\n\
+         unclip eval {dir} --from embedding      # how much of the loss is the prior's\n\
+         unclip eval {dir} --from small          # … and how much is the upsampler's\n\
+         unclip demo --minutes 60 -o runs/longer\n\
+         unclip demo --data 'shards/{{00000..00003}}.tar' -o runs/mine</pre>\n"
+    )
+}
 
 fn push(out: &mut String, arguments: std::fmt::Arguments) {
     // Writing to a String cannot fail.
