@@ -251,3 +251,43 @@ fn a_loss_that_is_not_finite_names_the_first_op_and_its_module() {
     );
     assert!(dir.path().join("clip/checkpoints/step-00000001").is_dir());
 }
+
+#[test]
+fn a_kernel_that_is_shown_runs_and_its_mistakes_name_the_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = succeeded(&unclip(
+        dir.path(),
+        &["kernels", "show", "unary_forward_silu_f32"],
+    ));
+    fs::write(dir.path().join("silu.ptx"), text).unwrap();
+    let run = |input: &str| {
+        let arguments = [
+            "kernels",
+            "run",
+            "silu.ptx",
+            "--block",
+            "256",
+            "-a",
+            "write:f32[1000]",
+            "-a",
+            input,
+            "-a",
+            "u32:1000",
+            "--save",
+            "0=y.bin",
+        ];
+        unclip(dir.path(), &arguments)
+    };
+    let said = succeeded(&run("read:f32[1000]=ones"));
+    assert!(said.contains("argument 0 f32[1000]: 0.731058"), "{said}");
+    assert_eq!(fs::read(dir.path().join("y.bin")).unwrap().len(), 4000);
+    let said = refused(&run("read:f32[900]=ones"), 1);
+    assert!(
+        said.contains("out of bounds") && said.contains("PTX line"),
+        "{said}"
+    );
+    let said = refused(&run("read:f32[900]"), 2);
+    assert!(said.contains("is no argument"), "{said}");
+    let said = refused(&unclip(dir.path(), &["kernels", "show", "nothing"]), 2);
+    assert!(said.contains("no kernel's name contains"), "{said}");
+}

@@ -1,5 +1,8 @@
 //! `unclip kernels`: the GPU kernels, for those who write and measure them.
 
+mod buffer;
+mod run;
+
 use std::path::Path;
 
 use kernels::ops::variants::{self, Listing};
@@ -12,6 +15,7 @@ use crate::{Error, Result};
 pub enum Command {
     List(List),
     Show(Show),
+    Run(run::Run),
 }
 
 /// One line for each variant of each kernel.
@@ -37,6 +41,7 @@ impl Command {
         match self {
             Command::List(list) => list.run(),
             Command::Show(show) => show.run(),
+            Command::Run(run) => run.run(),
         }
     }
 }
