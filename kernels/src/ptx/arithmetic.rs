@@ -357,6 +357,19 @@ impl<'k> Value<'k, U32> {
         }
     }
 
+    /// `shr` by as many bits as a register says.
+    #[track_caller]
+    pub fn shift_right_by(self, by: impl IntoValue<'k, U32>) -> Value<'k, U32> {
+        let by = by.into_value();
+        binary(
+            "shr.u32",
+            self,
+            by,
+            |a, by| a.checked_shr(by as u32).unwrap_or(0),
+            Facts::NONE,
+        )
+    }
+
     /// `bfe`: `length` bits from bit `start` on.
     #[track_caller]
     pub fn bit_field(self, start: u32, length: u32) -> Value<'k, U32> {

@@ -60,6 +60,8 @@ pub fn every_sm80_instruction(k: &Assembler) {
         n.mul_add(t, 7),
         n.mul_hi(t),
         n.bit_field(3, 4),
+        n.shift_right_by(t),
+        words.cast::<U8>().at(n).load().cast(),
         n.invert(),
         k.popc(b),
         k.clz(b),

@@ -120,6 +120,8 @@ types! {
     B16: Bits16, "b16", 2, |bits| format!("{bits:#06x}");
     /// A brain float: storage, which arithmetic widens to [`F32`].
     Bf16: Bits16, "b16", 2, |bits| format!("{bits:#06x}");
+    /// A byte in memory; in a register, a word below 256.
+    U8: Bits32, "u8", 1, |bits| bits.to_string();
     B32: Bits32, "b32", 4, |bits| format!("{bits:#010x}");
     U32: Bits32, "u32", 4, |bits| bits.to_string();
     S32: Bits32, "s32", 4, |bits| (bits as u32 as i32).to_string();
