@@ -122,6 +122,7 @@ macro_rules! table {
 }
 
 table![
+    super::attention::ptx::Forward,
     super::unary::ptx::Forward,
     super::unary::ptx::Backward,
     super::matmul::ptx::Product,

@@ -1,6 +1,7 @@
 //! Scaled dot-product attention with causal and key masks and added context keys, and its gradients.
 
 mod cpu;
+pub mod ptx;
 #[cfg(test)]
 mod tests;
 
