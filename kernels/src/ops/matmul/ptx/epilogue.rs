@@ -23,11 +23,11 @@ pub struct Epilogue<'k> {
     pub k: &'k Assembler,
     pub tiling: Tiling,
     pub accum: Accum,
-    /// An [`Activation`] as a number.
-    pub activation: Value<'k, U32>,
+    /// An [`Activation`] as a number, where the kernel has them.
+    pub activation: Option<Value<'k, U32>>,
     pub aligned: bool,
     pub c: Floats<'k>,
-    pub pre: Floats<'k>,
+    pub pre: Option<Floats<'k>>,
     pub bias: Floats<'k>,
     pub residual: Floats<'k>,
     /// Where the CTA's tile begins.
@@ -42,8 +42,8 @@ pub struct Epilogue<'k> {
 /// The operands of one matrix of the batch, and which of them are there.
 struct Matrices<'k> {
     c: Floats<'k>,
-    pre: Floats<'k>,
-    has_pre: Value<'k, Pred>,
+    /// With whether it is there.
+    pre: Option<(Floats<'k>, Value<'k, Pred>)>,
     bias: Floats<'k>,
     has_bias: Value<'k, Pred>,
     residual: Floats<'k>,
@@ -70,8 +70,7 @@ impl<'k> Epilogue<'k> {
         let start = self.batch.mul_wide(self.rows * self.columns);
         let matrices = Matrices {
             c: self.c.at_wide(start),
-            pre: self.pre.at_wide(start),
-            has_pre: self.pre.is_present(),
+            pre: self.pre.map(|pre| (pre.at_wide(start), pre.is_present())),
             bias: self.bias,
             has_bias: self.bias.is_present(),
             residual: self.residual.at_wide(start),
@@ -138,12 +137,16 @@ impl<'k> Epilogue<'k> {
             }
         };
         k.if_(o.has_bias, || add(o.bias.at(column)));
-        k.if_(o.has_pre, || o.pre.at(element).store_span(&values()));
-        for activation in Activation::ALL {
-            if activation == Activation::None {
-                continue;
-            }
-            k.if_(self.activation.eq(activation as u32), || {
+        if let Some((pre, is_present)) = o.pre {
+            k.if_(is_present, || pre.at(element).store_span(&values()));
+        }
+        let choices = self.activation.into_iter().flat_map(|chosen| {
+            let some = |a: &Activation| *a != Activation::None;
+            let activations = Activation::ALL.into_iter().filter(some);
+            activations.map(move |activation| (chosen, activation))
+        });
+        for (chosen, activation) in choices {
+            k.if_(chosen.eq(activation as u32), || {
                 for result in &results {
                     result.set(match self.c.storage() {
                         Storage::F32 => activation.apply(result.get()),

@@ -5,10 +5,10 @@
 //! ([`tensor`]), f32 with fused multiply-adds ([`scalar`]), never rounded to TF32. The sums leave through the
 //! [`epilogue`], which applies bias, activation and residual while they are in f32.
 
-mod epilogue;
-mod operand;
-mod scalar;
-mod tensor;
+pub(in crate::ops) mod epilogue;
+pub(in crate::ops) mod operand;
+pub(in crate::ops) mod scalar;
+pub(in crate::ops) mod tensor;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +17,7 @@ use crate::Accum;
 use crate::launch::{Arch, Argument};
 use crate::ops::variants::{MAX_ELEMENTS, Plan, Refused, Variant, count};
 use crate::ptx::{Assembler, Bf16, F32, Storage, U32, Value};
-use operand::{Dimension, Element, Operand, Side};
+use operand::{Dimension, Element, Operand, Side, Slices};
 
 /// Stages of the pipeline: three slices under way while one is multiplied.
 const STAGES: u32 = 4;
@@ -52,17 +52,17 @@ pub enum Tile {
 
 /// The numbers of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tiling {
+pub(in crate::ops) struct Tiling {
     /// Rows and columns of a CTA.
-    cta: [u32; 2],
+    pub cta: [u32; 2],
     /// Rows and columns of a warp.
-    warp: [u32; 2],
+    pub warp: [u32; 2],
     /// Depth of a slice: rows of it along k are 64 bytes.
-    depth: u32,
+    pub depth: u32,
 }
 
 impl Tiling {
-    fn new(tile: Tile, storage: Storage) -> Tiling {
+    pub fn new(tile: Tile, storage: Storage) -> Tiling {
         let depth = 64 / storage.bytes();
         let (cta, warp) = match (tile, storage) {
             (Tile::Small, _) => ([64, 64], [32, 32]),
@@ -85,7 +85,7 @@ impl Tiling {
         [k.warp() / across, k.warp() % across]
     }
 
-    fn threads(self) -> u32 {
+    pub fn threads(self) -> u32 {
         self.warps()[0] * self.warps()[1] * 32
     }
 }
@@ -249,9 +249,9 @@ impl Variant for Product {
 }
 
 /// A CTA's sums, spread over the registers of its threads.
-trait Sums<'k, E: Element>: Sized {
+pub(in crate::ops) trait Sums<'k, E: Element>: Sized {
     /// All zero.
-    fn new(k: &'k Assembler, tiling: Tiling, a: Operand<'k, E>, b: Operand<'k, E>) -> Self;
+    fn new(k: &'k Assembler, tiling: Tiling, a: Slices<'k, E>, b: Slices<'k, E>) -> Self;
 
     /// Adds the product of the slices in stage `stage`.
     fn multiply(&self, stage: Value<'k, U32>);
@@ -340,36 +340,18 @@ impl Product {
             },
         );
 
-        k.comment(format_args!("fill {} stages", STAGES - 1));
-        k.for_(0, STAGES - 1, 1, |stage| {
+        let sums: S = multiply(k, tiling, depth, a.slices, b.slices, |stage| {
             a.load(stage);
             b.load(stage);
-            k.cp_async_commit();
         });
-        let sums = S::new(k, tiling, a, b);
-        let slices = (depth + (tiling.depth - 1)) / tiling.depth;
-        k.for_(0, slices, 1, |slice| {
-            k.comment("the oldest slice has arrived, and everybody is done with the stage that is filled next");
-            k.cp_async_wait(STAGES - 2);
-            k.barrier();
-            let filled = (slice + (STAGES - 1)) % STAGES;
-            a.load(filled);
-            b.load(filled);
-            k.cp_async_commit();
-            sums.multiply(slice % STAGES);
-        });
-
-        k.comment("the stages are free for the sums");
-        k.cp_async_wait_all();
-        k.barrier();
         let epilogue = epilogue::Epilogue {
             k,
             tiling,
             accum: self.accum,
-            activation,
+            activation: Some(activation),
             aligned: self.aligned,
             c,
-            pre,
+            pre: Some(pre),
             bias,
             residual,
             first_row,
@@ -382,8 +364,39 @@ impl Product {
     }
 }
 
+/// The product of all slices along `depth`, of which `load(stage)` starts to copy the next one of both operands. Leaves
+/// the stages free.
+pub(in crate::ops) fn multiply<'k, E: Element, S: Sums<'k, E>>(
+    k: &'k Assembler,
+    tiling: Tiling,
+    depth: Value<'k, U32>,
+    a: Slices<'k, E>,
+    b: Slices<'k, E>,
+    load: impl Fn(Value<'k, U32>),
+) -> S {
+    k.comment(format_args!("fill {} stages", STAGES - 1));
+    k.for_(0, STAGES - 1, 1, |stage| {
+        load(stage);
+        k.cp_async_commit();
+    });
+    let sums = S::new(k, tiling, a, b);
+    let slices = (depth + (tiling.depth - 1)) / tiling.depth;
+    k.for_(0, slices, 1, |slice| {
+        k.comment("the oldest slice has arrived, and everybody is done with the stage that is filled next");
+        k.cp_async_wait(STAGES - 2);
+        k.barrier();
+        load((slice + (STAGES - 1)) % STAGES);
+        k.cp_async_commit();
+        sums.multiply(slice % STAGES);
+    });
+    k.comment("the stages are free for the sums");
+    k.cp_async_wait_all();
+    k.barrier();
+    sums
+}
+
 /// The tile's row and column for number `index`: down [`RASTER_ROWS`] rows at a time.
-fn rasterise<'k>(
+pub(in crate::ops) fn rasterise<'k>(
     index: Value<'k, U32>,
     tiles_m: Value<'k, U32>,
     tiles_n: Value<'k, U32>,

@@ -2,8 +2,8 @@
 
 use super::{STAGES, Tiling};
 use crate::ptx::{
-    Assembler, B32, Bf16, F32, Global, Layout, Pointer, Position, Tile, Tiles, Type, U32, U64,
-    Value, Variable,
+    Assembler, B32, Bf16, F32, Global, Layout, Pointer, Position, Shared, Tile, Tiles, Type, U32,
+    U64, Value, Variable,
 };
 
 /// What operands are made of.
@@ -47,22 +47,73 @@ pub struct Dimension<'k, E: Element> {
     pub k_major: bool,
 }
 
-/// An operand of the CTA.
+/// An operand's slices in shared memory, and how the CTA's threads share their copying.
 ///
-/// In shared memory a slice has the order that it has in global memory: rows of 64 bytes along k, or rows along the
-/// output's dimension.
+/// A slice has the order that it has in global memory: rows of 64 bytes along k, or rows along the output's dimension.
 #[derive(Clone, Copy)]
-pub struct Operand<'k, E: Element> {
-    k: &'k Assembler,
+pub struct Slices<'k, E: Type> {
+    pub k: &'k Assembler,
     pub side: Side,
     pub k_major: bool,
     pub layout: Layout<E>,
     tiles: Tiles<'k, E>,
-    aligned: bool,
-    /// Where this thread's first chunk of a slice belongs, and how many rows further down the next ones.
+    /// The row and the first column of this thread's first chunk, how many rows further down the next ones lie, and how
+    /// many there are.
+    pub row: Value<'k, U32>,
+    pub column: Value<'k, U32>,
+    pub rows_apart: u32,
+    pub chunks: u32,
     position: Position<'k, E>,
-    rows_apart: u32,
-    chunks: u32,
+}
+
+impl<'k, E: Type> Slices<'k, E> {
+    pub fn new(k: &'k Assembler, side: Side, k_major: bool, tiling: Tiling) -> Slices<'k, E> {
+        let outer = match side {
+            Side::A => tiling.cta[0],
+            Side::B => tiling.cta[1],
+        };
+        let layout = match (k_major, E::SIZE) {
+            (true, _) => Layout::swizzled(outer, tiling.depth),
+            (false, 2) => Layout::swizzled(tiling.depth, outer),
+            // Nobody reads f32 down a column of chunks: nothing needs permuting, and every address is a constant away.
+            (false, _) => Layout::padded(tiling.depth, outer, 0),
+        };
+        let tiles = k.shared_tiles(layout, STAGES);
+        k.comment(format_args!("this thread's chunks of {side:?}'s slices"));
+        let thread = k.thread_x();
+        let row = thread / layout.chunks();
+        let chunk = thread % layout.chunks();
+        let rows_apart = tiling.threads() / layout.chunks();
+        Slices {
+            k,
+            side,
+            k_major,
+            layout,
+            tiles,
+            row,
+            column: chunk * layout.chunk_elements(),
+            rows_apart,
+            chunks: layout.rows() / rows_apart,
+            position: layout.chunk(row, chunk),
+        }
+    }
+
+    pub fn tile(self, stage: Value<'k, U32>) -> Tile<'k, E> {
+        self.tiles.tile(stage)
+    }
+
+    /// Where this thread's chunk number `i` of a slice belongs.
+    pub fn chunk(self, stage: Value<'k, U32>, i: u32) -> Pointer<'k, Shared, E> {
+        let position = self.position.down(i * self.rows_apart);
+        self.tile(stage).at(position)
+    }
+}
+
+/// An operand of the CTA that is a matrix.
+#[derive(Clone, Copy)]
+pub struct Operand<'k, E: Element> {
+    pub slices: Slices<'k, E>,
+    aligned: bool,
     /// Where the first chunk of the next slice comes from, how far the next chunks are from it, and the next slice.
     source: Variable<'k, U64>,
     bytes_apart: Value<'k, U64>,
@@ -84,24 +135,8 @@ impl<'k, E: Element> Operand<'k, E> {
         tiling: Tiling,
         d: Dimension<'k, E>,
     ) -> Operand<'k, E> {
-        let outer = match side {
-            Side::A => tiling.cta[0],
-            Side::B => tiling.cta[1],
-        };
-        let layout = match (d.k_major, E::SIZE) {
-            (true, _) => Layout::swizzled(outer, tiling.depth),
-            (false, 2) => Layout::swizzled(tiling.depth, outer),
-            // Nobody reads f32 down a column of chunks: nothing needs permuting, and every address is a constant away.
-            (false, _) => Layout::padded(tiling.depth, outer, 0),
-        };
-        let tiles = k.shared_tiles(layout, STAGES);
-
-        k.comment(format_args!("this thread's chunks of {side:?}'s slices"));
-        let thread = k.thread_x();
-        let row = thread / layout.chunks();
-        let chunk = thread % layout.chunks();
-        let rows_apart = tiling.threads() / layout.chunks();
-        let column = chunk * layout.chunk_elements();
+        let slices = Slices::new(k, side, d.k_major, tiling);
+        let Slices { row, column, .. } = slices;
         let (outer_at, depth_at) = match d.k_major {
             true => (d.first + row, column),
             false => (d.first + column, row),
@@ -122,17 +157,10 @@ impl<'k, E: Element> Operand<'k, E> {
         };
         let alignment = if aligned { 16 } else { E::SIZE.into() };
         Operand {
-            k,
-            side,
-            k_major: d.k_major,
-            layout,
-            tiles,
+            slices,
             aligned,
-            position: layout.chunk(row, chunk),
-            rows_apart,
-            chunks: layout.rows() / rows_apart,
             source: k.variable_multiple_of(source, alignment),
-            bytes_apart: row_bytes * u64::from(rows_apart),
+            bytes_apart: row_bytes * u64::from(slices.rows_apart),
             bytes_on: depth_bytes,
             outer: outer_at,
             outer_end: d.extent,
@@ -142,26 +170,23 @@ impl<'k, E: Element> Operand<'k, E> {
         }
     }
 
-    pub fn tile(self, stage: Value<'k, U32>) -> Tile<'k, E> {
-        self.tiles.tile(stage)
-    }
-
     /// Starts to copy the next slice into stage `stage`; zeros stand for what lies outside of the matrix.
     pub fn load(self, stage: Value<'k, U32>) {
-        let k = self.k;
-        k.comment(format_args!("the next slice of {:?}", self.side));
-        let tile = self.tile(stage);
+        let Slices {
+            k, side, k_major, ..
+        } = self.slices;
+        k.comment(format_args!("the next slice of {side:?}"));
         let mut source = self.source.get();
-        for i in 0..self.chunks {
+        for i in 0..self.slices.chunks {
             if i > 0 {
                 source = source + self.bytes_apart;
             }
-            let apart = i * self.rows_apart;
-            let (outer, depth) = match self.k_major {
+            let apart = i * self.slices.rows_apart;
+            let (outer, depth) = match k_major {
                 true => (self.outer + apart, self.depth.get()),
                 false => (self.outer, self.depth + apart),
             };
-            let to = tile.at(self.position.down(apart));
+            let to = self.slices.chunk(stage, i);
             let from = Pointer::new(source);
             if self.aligned {
                 // Chunks lie inside or outside as a whole.
@@ -184,10 +209,10 @@ impl<'k, E: Element> Operand<'k, E> {
         outer: Value<'k, U32>,
         depth: Value<'k, U32>,
     ) -> Vec<Value<'k, B32>> {
-        let k = self.k;
-        let elements: Vec<_> = (0..self.layout.chunk_elements())
+        let Slices { k, k_major, .. } = self.slices;
+        let elements: Vec<_> = (0..self.slices.layout.chunk_elements())
             .map(|i| {
-                let (outer, depth) = match self.k_major {
+                let (outer, depth) = match k_major {
                     true => (outer, depth + i),
                     false => (outer + i, depth),
                 };

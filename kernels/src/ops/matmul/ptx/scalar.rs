@@ -1,7 +1,7 @@
 //! f32 products with fused multiply-adds: every thread an outer product of some rows and some columns.
 
 use super::epilogue::Slab;
-use super::operand::Operand;
+use super::operand::Slices;
 use super::{Sums as AnySums, Tiling};
 use crate::ptx::{Assembler, F32, Position, Tile, U32, Value, Variable};
 
@@ -26,7 +26,7 @@ pub struct Sums<'k> {
 /// Where k runs along the rows in shared memory, lanes own every 4th row or every 8th column, so that neighbours read
 /// rows that a swizzle keeps in different banks; otherwise groups of four, which one load brings.
 struct Fragments<'k> {
-    operand: Operand<'k, F32>,
+    slices: Slices<'k, F32>,
     lane: Value<'k, U32>,
     lanes: u32,
     count: u32,
@@ -36,15 +36,15 @@ struct Fragments<'k> {
 
 impl<'k> Fragments<'k> {
     fn new(
-        operand: Operand<'k, F32>,
+        slices: Slices<'k, F32>,
         first: Value<'k, U32>,
         lane: Value<'k, U32>,
         lanes: u32,
         count: u32,
         depth: u32,
     ) -> Fragments<'k> {
-        let layout = operand.layout;
-        let at = match operand.k_major {
+        let layout = slices.layout;
+        let at = match slices.k_major {
             // A swizzle repeats every eight rows: what lies between needs addresses of its own.
             true => {
                 let starts = (0..8 / lanes).map(|i| layout.chunk(first + lane + lanes * i, 0));
@@ -56,7 +56,7 @@ impl<'k> Fragments<'k> {
             false => vec![vec![layout.chunk(0, first / 4 + lane)]],
         };
         Fragments {
-            operand,
+            slices,
             lane,
             lanes,
             count,
@@ -66,7 +66,7 @@ impl<'k> Fragments<'k> {
 
     /// The values at four steps along k, by row (column), then step.
     fn load(&self, tile: Tile<'k, F32>, chunk: u32) -> Vec<[Value<'k, F32>; STEP as usize]> {
-        if self.operand.k_major {
+        if self.slices.k_major {
             let starts = self.at.len();
             let load = |i: usize| {
                 let start = self.at[i % starts][chunk as usize];
@@ -88,7 +88,7 @@ impl<'k> Fragments<'k> {
 
     /// Of the rows (columns) that this thread owns, the first one within each 16 (within the warp's part).
     fn first(&self) -> Value<'k, U32> {
-        match self.operand.k_major {
+        match self.slices.k_major {
             true => self.lane,
             false => self.lane * 4,
         }
@@ -96,7 +96,7 @@ impl<'k> Fragments<'k> {
 
     /// How far number `i` is from it.
     fn apart(&self, i: u32) -> u32 {
-        match self.operand.k_major {
+        match self.slices.k_major {
             true => self.lanes * i,
             false => i % 4 + 4 * self.lanes * (i / 4),
         }
@@ -104,7 +104,7 @@ impl<'k> Fragments<'k> {
 }
 
 impl<'k> AnySums<'k, F32> for Sums<'k> {
-    fn new(k: &'k Assembler, tiling: Tiling, a: Operand<'k, F32>, b: Operand<'k, F32>) -> Self {
+    fn new(k: &'k Assembler, tiling: Tiling, a: Slices<'k, F32>, b: Slices<'k, F32>) -> Self {
         let [rows, columns] = tiling.warp;
         let [warp_row, warp_column] = tiling.warp_place(k);
         let lane = k.lane();
@@ -127,7 +127,7 @@ impl<'k> AnySums<'k, F32> for Sums<'k> {
 
     fn multiply(&self, stage: Value<'k, U32>) {
         let k = self.k;
-        let (a, b) = (self.a.operand.tile(stage), self.b.operand.tile(stage));
+        let (a, b) = (self.a.slices.tile(stage), self.b.slices.tile(stage));
         for chunk in 0..self.tiling.depth / STEP {
             k.comment(format_args!(
                 "steps {} to {} along k",

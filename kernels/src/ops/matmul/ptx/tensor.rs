@@ -1,7 +1,7 @@
 //! bf16 products on tensor cores: `ldmatrix` and `mma.sync`, f32 sums.
 
 use super::epilogue::Slab;
-use super::operand::{Operand, Side};
+use super::operand::{Side, Slices};
 use super::{Sums as AnySums, Tiling};
 use crate::ptx::{Assembler, Bf16, Bf16x2, F32, Position, Tile, U32, Value, Variable};
 
@@ -21,7 +21,7 @@ pub struct Sums<'k> {
 /// How a warp reads an operand: 16 rows (of b: columns) by 16 of k at a time.
 struct Fragments<'k> {
     k: &'k Assembler,
-    operand: Operand<'k, Bf16>,
+    slices: Slices<'k, Bf16>,
     /// Where a lane's row begins: under a swizzle, once for every chunk that it moves right.
     at: Vec<Position<'k, Bf16>>,
     count: u32,
@@ -31,7 +31,7 @@ impl<'k> Fragments<'k> {
     /// `first` is where the warp's part begins, `count` the fragments in it, `steps` those along k.
     fn new(
         k: &'k Assembler,
-        operand: Operand<'k, Bf16>,
+        slices: Slices<'k, Bf16>,
         first: Value<'k, U32>,
         count: u32,
         steps: u32,
@@ -40,17 +40,17 @@ impl<'k> Fragments<'k> {
         // `ldmatrix` takes the rows of four matrices from lanes 0-7, 8-15, 16-23 and 24-31. They are the quarters of the
         // fragment, in the order of its registers: a's run down first, b's along k first; and where k does not run along
         // the rows, the two directions change places.
-        let (row, chunk) = match (operand.side, operand.k_major) {
+        let (row, chunk) = match (slices.side, slices.k_major) {
             (Side::A, true) | (Side::B, false) => (lane & 15, lane >> 4),
             (Side::A, false) | (Side::B, true) => ((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1),
         };
-        let (start, right) = match operand.k_major {
-            true => (operand.layout.chunk(first + row, chunk), steps),
-            false => (operand.layout.chunk(row, first / 8 + chunk), count),
+        let (start, right) = match slices.k_major {
+            true => (slices.layout.chunk(first + row, chunk), steps),
+            false => (slices.layout.chunk(row, first / 8 + chunk), count),
         };
         Fragments {
             k,
-            operand,
+            slices,
             at: (0..right).map(|i| start.right(2 * i)).collect(),
             count,
         }
@@ -58,7 +58,7 @@ impl<'k> Fragments<'k> {
 
     /// All fragments of step `step` along k.
     fn load(&self, tile: Tile<'k, Bf16>, step: u32) -> Vec<[Value<'k, Bf16x2>; 4]> {
-        let load = |i: u32| match self.operand.k_major {
+        let load = |i: u32| match self.slices.k_major {
             true => self
                 .k
                 .ldmatrix::<4>(tile.at(self.at[step as usize].down(16 * i))),
@@ -72,7 +72,7 @@ impl<'k> Fragments<'k> {
 }
 
 impl<'k> AnySums<'k, Bf16> for Sums<'k> {
-    fn new(k: &'k Assembler, tiling: Tiling, a: Operand<'k, Bf16>, b: Operand<'k, Bf16>) -> Self {
+    fn new(k: &'k Assembler, tiling: Tiling, a: Slices<'k, Bf16>, b: Slices<'k, Bf16>) -> Self {
         let [rows, columns] = tiling.warp;
         let [warp_row, warp_column] = tiling.warp_place(k);
         let steps = tiling.depth / STEP;
@@ -93,7 +93,7 @@ impl<'k> AnySums<'k, Bf16> for Sums<'k> {
 
     fn multiply(&self, stage: Value<'k, U32>) {
         let k = self.k;
-        let (a, b) = (self.a.operand.tile(stage), self.b.operand.tile(stage));
+        let (a, b) = (self.a.slices.tile(stage), self.b.slices.tile(stage));
         let steps = self.tiling.depth / STEP;
         let load = |step| {
             k.comment(format_args!("fragments at {} along k", STEP * step));
