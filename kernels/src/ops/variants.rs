@@ -122,11 +122,12 @@ macro_rules! table {
 }
 
 table![
-    super::attention::ptx::Forward,
     super::unary::ptx::Forward,
     super::unary::ptx::Backward,
     super::matmul::ptx::Product,
     super::random::ptx::Fill,
+    super::attention::ptx::Forward,
+    super::conv2d::ptx::Forward,
 ];
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Two-dimensional convolution of NHWC images with weights [out, kernel_h, kernel_w, in], and its gradients.
 
 mod cpu;
+pub mod ptx;
 #[cfg(test)]
 mod tests;
 
