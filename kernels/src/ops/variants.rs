@@ -128,6 +128,8 @@ table![
     super::random::ptx::Fill,
     super::attention::ptx::Forward,
     super::conv2d::ptx::Forward,
+    super::conv2d::ptx::BackwardInput,
+    super::conv2d::ptx::Flip,
 ];
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Patches of an image as the left operand of a product: row (image, i, j) holds
-//! x[image, i·stride + u − padding, j·stride + v − padding, c] at column (u·kernel_w + v)·c_in + c, zero outside of the
+//! x[image, i·stride + u − padding_h, j·stride + v − padding_w, c] at column (u·kernel_w + v)·c_in + c, zero outside of the
 //! image. They exist in shared memory only, a slice of the columns at a time.
+//!
+//! A spread image has `spread` − 1 zeros between its pixels, which exist nowhere either.
 
 use crate::ops::matmul::ptx::Tiling;
 use crate::ops::matmul::ptx::operand::{Element, Side, Slices};
@@ -17,7 +19,9 @@ pub struct Sizes<'k> {
     pub kernel_h: Value<'k, U32>,
     pub kernel_w: Value<'k, U32>,
     pub stride: Value<'k, U32>,
-    pub padding: Value<'k, U32>,
+    pub padding_h: Value<'k, U32>,
+    pub padding_w: Value<'k, U32>,
+    pub spread: Value<'k, U32>,
     pub out_h: Value<'k, U32>,
     pub out_w: Value<'k, U32>,
 }
@@ -35,7 +39,9 @@ impl<'k> Sizes<'k> {
             kernel_h: size("kernel_h"),
             kernel_w: size("kernel_w"),
             stride: size("stride"),
-            padding: size("padding"),
+            padding_h: size("padding_h"),
+            padding_w: size("padding_w"),
+            spread: size("spread"),
             out_h: size("out_h"),
             out_w: size("out_w"),
         }
@@ -60,13 +66,22 @@ struct Column<'k> {
     channel: Value<'k, U32>,
 }
 
+/// The same, as patches are read.
+struct Reach<'k> {
+    u: Value<'k, U32>,
+    v: Value<'k, U32>,
+    /// Elements from a patch's start; of a spread image, from a pixel's.
+    offset: Value<'k, U32>,
+    exists: Value<'k, Pred>,
+}
+
 /// Where a row's patch begins. Coordinates wrap below zero, so that one unsigned comparison finds what is outside.
 #[derive(Clone, Copy)]
 struct Pixel<'k> {
     h: Value<'k, U32>,
     w: Value<'k, U32>,
-    /// The element of channel 0 there.
-    element: Value<'k, U32>,
+    /// The element of channel 0 there; of a spread image, the first row of the image.
+    start: Value<'k, U32>,
 }
 
 /// The patches of a CTA's output pixels.
@@ -75,6 +90,7 @@ pub struct Patches<'k, E: Element> {
     x: Pointer<'k, Global, E>,
     sizes: Sizes<'k>,
     aligned: bool,
+    spread: bool,
     /// Of each of this thread's chunks.
     pixels: Vec<Pixel<'k>>,
     /// The first column of this thread's chunks in the next slice.
@@ -86,10 +102,11 @@ pub struct Patches<'k, E: Element> {
 }
 
 impl<'k, E: Element> Patches<'k, E> {
-    /// From output pixel `first` on. `aligned` promises that no chunk belongs to two taps.
+    /// From output pixel `first` on. `aligned` promises that no chunk belongs to two taps; where not `spread`, the image
+    /// is not.
     pub fn new(
         k: &'k Assembler,
-        aligned: bool,
+        [aligned, spread]: [bool; 2],
         tiling: Tiling,
         x: Pointer<'k, Global, E>,
         sizes: Sizes<'k>,
@@ -102,12 +119,15 @@ impl<'k, E: Element> Patches<'k, E> {
                 let pixel = first + slices.row + i * slices.rows_apart;
                 let (row, j) = (pixel / sizes.out_w, pixel % sizes.out_w);
                 let (image, i) = (row / sizes.out_h, row % sizes.out_h);
-                let h = i * sizes.stride - sizes.padding;
-                let w = j * sizes.stride - sizes.padding;
-                let element = ((image * sizes.h + h) * sizes.w + w) * sizes.c_in;
+                let h = i * sizes.stride - sizes.padding_h;
+                let w = j * sizes.stride - sizes.padding_w;
+                let start = match spread {
+                    true => image * sizes.h,
+                    false => ((image * sizes.h + h) * sizes.w + w) * sizes.c_in,
+                };
                 // Beyond the last pixel, a row that no tap can bring back into the image.
                 let h = pixel.lt(sizes.pixels()).select(h, 1 << 31);
-                Pixel { h, w, element }
+                Pixel { h, w, start }
             })
             .collect();
         let chunk = slices.layout.chunk_elements();
@@ -116,6 +136,7 @@ impl<'k, E: Element> Patches<'k, E> {
             x,
             sizes,
             aligned,
+            spread,
             pixels,
             u: k.variable(0),
             v: k.variable(0),
@@ -163,12 +184,11 @@ impl<'k, E: Element> Patches<'k, E> {
             channel: self.channel.get(),
         };
         if self.aligned {
-            let (offset, exists) = self.reach(first);
+            let reach = self.reach(first);
             for (pixel, i) in self.pixels.iter().zip(0u32..) {
-                let inside = self.inside(pixel, first) & exists;
-                let from = self.x.at(pixel.element + offset);
+                let (element, inside) = self.find(pixel, &reach);
                 let to = self.slices.chunk(stage, i);
-                k.cp_async_16(to, from, Some(inside.select(16, 0)));
+                k.cp_async_16(to, self.x.at(element), Some(inside.select(16, 0)));
             }
         } else {
             self.load_elements(stage, first);
@@ -177,15 +197,36 @@ impl<'k, E: Element> Patches<'k, E> {
         self.carry();
     }
 
-    /// How far a column's elements are from where patches begin, and whether there is such a column.
-    fn reach(&self, column: Column<'k>) -> (Value<'k, U32>, Value<'k, Pred>) {
+    /// What all pixels need of a column.
+    fn reach(&self, column: Column<'k>) -> Reach<'k> {
         let Column { u, v, channel } = column;
-        let offset = (u * self.sizes.w + v) * self.sizes.c_in + channel;
-        (offset, u.lt(self.sizes.kernel_h))
+        let offset = match self.spread {
+            true => channel,
+            false => (u * self.sizes.w + v) * self.sizes.c_in + channel,
+        };
+        Reach {
+            u,
+            v,
+            offset,
+            exists: u.lt(self.sizes.kernel_h),
+        }
     }
 
-    fn inside(&self, pixel: &Pixel<'k>, column: Column<'k>) -> Value<'k, Pred> {
-        (pixel.h + column.u).lt(self.sizes.h) & (pixel.w + column.v).lt(self.sizes.w)
+    /// The element of x that a pixel's patch has in a column, and whether there is one.
+    fn find(&self, pixel: &Pixel<'k>, reach: &Reach<'k>) -> (Value<'k, U32>, Value<'k, Pred>) {
+        let Sizes {
+            h, w, c_in, spread, ..
+        } = self.sizes;
+        let (row, column) = (pixel.h + reach.u, pixel.w + reach.v);
+        if !self.spread {
+            let inside = row.lt(h) & column.lt(w) & reach.exists;
+            return (pixel.start + reach.offset, inside);
+        }
+        let (i, j) = (row / spread, column / spread);
+        let between = (row - i * spread) | (column - j * spread);
+        let inside = i.lt(h) & j.lt(w) & between.eq(0) & reach.exists;
+        let element = ((pixel.start + i) * w + j) * c_in + reach.offset;
+        (element, inside)
     }
 
     /// Loads a slice element by element: chunks of few channels belong to several taps.
@@ -194,10 +235,10 @@ impl<'k, E: Element> Patches<'k, E> {
         let mut column = first;
         let mut chunks: Vec<Vec<Value<'k, E>>> = vec![vec![]; self.pixels.len()];
         for _ in 0..self.slices.layout.chunk_elements() {
-            let (offset, exists) = self.reach(column);
+            let reach = self.reach(column);
             for (pixel, chunk) in self.pixels.iter().zip(&mut chunks) {
-                let inside = self.inside(pixel, column) & exists;
-                let from = self.x.at(pixel.element + offset);
+                let (element, inside) = self.find(pixel, &reach);
+                let from = self.x.at(element);
                 let element = k.variable::<E>(Value::from_bits(0));
                 k.when(inside, || element.set(from.load()));
                 chunk.push(element.get());
