@@ -12,6 +12,7 @@ pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
+mod fragments;
 pub mod gather_rows;
 pub mod gaussian_blur;
 pub mod group_norm;

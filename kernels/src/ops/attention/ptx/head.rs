@@ -1,8 +1,7 @@
 //! One head of one image: where its tokens lie in memory, how they come into shared memory, and which keys a query sees.
 
 use crate::ptx::{
-    Assembler, Bf16, Bf16x2, F32, Global, Layout, Pointer, Position, Pred, Tile, Type, U8, U32,
-    U64, Value,
+    Assembler, F32, Global, Layout, Pointer, Position, Pred, Tile, Type, U8, U32, U64, Value,
 };
 
 /// The head that a CTA treats, and the sizes of all of them.
@@ -208,76 +207,6 @@ impl<'k, E: Type> Tokens<'k, E> {
                 None => k.cp_async_16(to, from, Some(valid)),
                 Some(active) => k.when(active, || k.cp_async_16(to, from, Some(valid))),
             }
-        }
-    }
-}
-
-/// The fragments of a tile of bf16 tokens: 16 tokens by 16 elements at a time.
-pub struct Fragments<'k> {
-    k: &'k Assembler,
-    /// Where this lane's row of every fragment begins, by elements.
-    at: Vec<Position<'k, Bf16>>,
-    transposed: bool,
-}
-
-/// What a tile of tokens is to a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The left operand: tokens are its rows, elements its depth.
-    Left,
-    /// The right operand, whose columns are tokens: elements are the depth.
-    RightByToken,
-    /// The right operand, whose columns are elements: tokens are the depth.
-    RightByElement,
-}
-
-impl<'k> Fragments<'k> {
-    /// For tiles of a layout, from row `first` on.
-    pub fn new(
-        k: &'k Assembler,
-        role: Role,
-        layout: Layout<Bf16>,
-        first: Option<Value<'k, U32>>,
-    ) -> Self {
-        let lane = k.lane();
-        // `ldmatrix` takes the rows of four 8x8 matrices from lanes 0-7, 8-15, 16-23 and 24-31, the quarters of a fragment
-        // in the order of its registers: of a left operand down first; of a right one along the depth first.
-        let (row, chunk) = match role {
-            Role::Left | Role::RightByElement => (lane & 15, lane >> 4),
-            Role::RightByToken => ((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1),
-        };
-        let row = match first {
-            None => row,
-            Some(first) => first + row,
-        };
-        let start = layout.chunk(row, chunk);
-        Fragments {
-            k,
-            at: (0..layout.chunks() / 2)
-                .map(|i| start.right(2 * i))
-                .collect(),
-            transposed: role == Role::RightByElement,
-        }
-    }
-
-    /// `tokens` tokens from the first on, 16 at a time: elements 16·`step` and on.
-    pub fn load_all(
-        &self,
-        tile: Tile<'k, Bf16>,
-        tokens: u32,
-        step: u32,
-    ) -> Vec<[Value<'k, Bf16x2>; 4]> {
-        let starts = (0..tokens).step_by(16);
-        starts.map(|token| self.load(tile, token, step)).collect()
-    }
-
-    /// 16 tokens from `token` on, elements 16·`step` and on.
-    pub fn load(&self, tile: Tile<'k, Bf16>, token: u32, step: u32) -> [Value<'k, Bf16x2>; 4] {
-        let row = tile.at(self.at[step as usize].down(token));
-        if self.transposed {
-            self.k.ldmatrix_transposed(row)
-        } else {
-            self.k.ldmatrix(row)
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Attention in bf16 on tensor cores: `ldmatrix` and `mma.sync`, everything between two products in registers.
 
-use super::head::{Fragments, Head, Role, layout};
+use super::head::{Head, layout};
 use super::softmax::{Rows, Scores};
 use super::{Queries as AnyQueries, Tiling};
+use crate::ops::fragments::Fragments;
+use crate::ops::matmul::ptx::operand::Side;
 use crate::ptx::{
-    Assembler, B32, Bf16, Bf16x2, F32, Global, Layout, Pointer, Shared, Tile, U32, Value, Variable,
+    Assembler, B32, Bf16, Bf16x2, F32, Global, IntoValue, Layout, Pointer, Shared, Tile, U32,
+    Value, Variable,
 };
 
 /// Depth of one `mma`.
@@ -64,12 +67,12 @@ impl<'k> AnyQueries<'k, Bf16> for Queries<'k> {
         let q_layout = layout::<Bf16>(tiling.queries(), head.head_dim);
         let key_layout = layout::<Bf16>(tiling.keys, head.head_dim);
         let row = k.warp() * tiling.rows;
-        let fragments = Fragments::new(k, Role::Left, q_layout, Some(row));
-        let steps = head.head_dim / STEP;
+        let (zero, steps) = (0u32.into_value(), head.head_dim / STEP);
+        let fragments = Fragments::new(k, Side::A, true, q_layout, row, steps);
         let mut kept = vec![];
         if tiling.rows * head.head_dim / (2 * 32) <= KEPT_REGISTERS {
             k.comment("the warp's queries");
-            kept.extend((0..steps).map(|step| fragments.load_all(tile, tiling.rows, step)));
+            kept.extend((0..steps).map(|step| fragments.load_all(tile, tiling.rows / ROWS, step)));
         }
         let (first, lane) = (first + row, k.lane());
         let (lane_query, lane_key) = (first + (lane >> 2), (lane & 3) * 2);
@@ -83,8 +86,8 @@ impl<'k> AnyQueries<'k, Bf16> for Queries<'k> {
             first,
             fragments,
             kept,
-            keys: Fragments::new(k, Role::RightByToken, key_layout, None),
-            values: Fragments::new(k, Role::RightByElement, key_layout, None),
+            keys: Fragments::new(k, Side::B, true, key_layout, zero, steps),
+            values: Fragments::new(k, Side::B, false, key_layout, zero, steps),
             rows: Rows::new(head, tiling.keys, 4, lane_key, first, lane_query, apart),
             outputs: Sums::zeros(k, tiling.rows, head.head_dim),
         }
@@ -119,7 +122,7 @@ impl<'k> AnyQueries<'k, Bf16> for Queries<'k> {
             });
             let left: Vec<[Value<'k, Bf16x2>; 4]> = left.collect();
             for i in 0..self.head.head_dim / STEP {
-                let right = self.values.load(values, STEP * step, i);
+                let right = self.values.load(values, i, step);
                 self.multiply(&self.outputs, i, &left, right);
             }
         }
@@ -159,10 +162,12 @@ impl<'k> Queries<'k> {
             k.comment(format_args!("scores by elements {} and on", STEP * step));
             let queries = match self.kept.get(step as usize) {
                 Some(queries) => queries.clone(),
-                None => self.fragments.load_all(self.tile, self.tiling.rows, step),
+                None => self
+                    .fragments
+                    .load_all(self.tile, self.tiling.rows / ROWS, step),
             };
             for i in 0..self.tiling.keys / STEP {
-                let right = self.keys.load(keys, STEP * i, step);
+                let right = self.keys.load(keys, i, step);
                 self.multiply(&scores, i, &queries, right);
             }
         }
