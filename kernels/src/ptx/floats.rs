@@ -153,20 +153,39 @@ impl<'k> Floats<'k> {
         }
     }
 
-    /// The `width` floats from here on: one, or a chunk of them by one instruction.
+    /// The `width` floats from here on by one instruction: a power of two of them, a chunk at most.
     #[track_caller]
     pub fn load_span(self, width: u32) -> Vec<Value<'k, F32>> {
-        match width {
-            1 => vec![self.load()],
-            _ => self.load_chunk(),
+        match (self, width) {
+            (_, 1) => vec![self.load()],
+            (Floats::F32(p), 2) => p.load_vector::<2>().to_vec(),
+            (Floats::Bf16(p), 2) => p.cast::<Bf16x2>().load().to_f32().to_vec(),
+            (Floats::Bf16(p), 4) => {
+                let pairs = p.cast::<Bf16x2>().load_vector::<2>();
+                pairs.into_iter().flat_map(|pair| pair.to_f32()).collect()
+            }
+            _ => {
+                assert_eq!(width, self.storage().chunk(), "no instruction's width");
+                self.load_chunk()
+            }
         }
     }
 
-    /// Stores one float, or a chunk of them by one instruction.
+    /// Stores these floats by one instruction: a power of two of them, a chunk at most.
     #[track_caller]
     pub fn store_span(self, values: &[Value<'k, F32>]) {
-        match values {
-            [value] => self.store(*value),
+        match (self, values) {
+            (_, &[x]) => self.store(x),
+            (Floats::F32(p), &[a, b]) => p.store_vector([a, b]),
+            (Floats::Bf16(p), &[a, b]) => {
+                let k = p.assembler();
+                p.cast::<Bf16x2>().store(k.pack_bf16(a, b));
+            }
+            (Floats::Bf16(p), &[a, b, c, d]) => {
+                let k = p.assembler();
+                let pairs = [k.pack_bf16(a, b), k.pack_bf16(c, d)];
+                p.cast::<Bf16x2>().store_vector(pairs);
+            }
             _ => self.store_chunk(values),
         }
     }
