@@ -1,5 +1,6 @@
 //! A line through every element.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::forward;

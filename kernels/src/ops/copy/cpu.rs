@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
+use super::merge;
 use crate::{Accum, Float, multiversion, parallel};
 
 /// Writes the elements of a strided view to `dst` in row-major order.
@@ -37,14 +38,7 @@ fn gather<E: Pod + Send + Sync>(
     offset: usize,
 ) {
     assert_eq!(dst.len(), dims.iter().product::<usize>());
-    // The fewest loops that walk through the same elements: (extent, stride), outermost first.
-    let mut loops: Vec<(usize, usize)> = Vec::with_capacity(dims.len());
-    for (&extent, &stride) in dims.iter().zip(strides).filter(|(d, _)| **d != 1) {
-        match loops.last_mut() {
-            Some(outer) if outer.1 == stride * extent => *outer = (outer.0 * extent, stride),
-            _ => loops.push((extent, stride)),
-        }
-    }
+    let mut loops = merge(dims, strides);
     let (width, step) = loops.pop().unwrap_or((1, 1));
     let (rows, row_step) = loops.pop().unwrap_or((1, 0));
     let rows_per_chunk = (4 * 1024 / width.max(1)).max(1);

@@ -1,5 +1,6 @@
 //! Softmax cross-entropy with one right class a row.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::{backward, forward};

@@ -1,5 +1,6 @@
 //! Rows scaled to unit length.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::{backward, forward};

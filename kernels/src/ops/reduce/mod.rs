@@ -1,5 +1,6 @@
 //! Sums over any dimensions.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::sum;

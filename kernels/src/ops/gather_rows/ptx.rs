@@ -1,0 +1,184 @@
+//! Row selection on GPUs.
+
+use crate::Accum;
+use crate::launch::Arch;
+use crate::ops::elementwise::THREADS;
+use crate::ops::geometry::{Call, Division, Divisor};
+use crate::ops::spans::{Access, for_each_span};
+use crate::ops::variants::{Refused, Variant, count};
+use crate::ptx::{Assembler, S32, Storage, U32, Value};
+
+/// `y[i] = x[i, index[i]]` for x [n, l, c] and y [n, c], every index being less than l. Launch with
+/// `Write(y), Read(x), Read(index)` and the call's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    pub access: Access,
+}
+
+/// `dx[i, index[i]] (+)= dy[i]`; every other row gets zeros on [`Accum::Replace`]. Launch with `Write(dx)`, or `Update(dx)`
+/// under [`Accum::Add`], then `Read(dy), Read(index)` and the call's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backward {
+    pub access: Access,
+    pub accum: Accum,
+}
+
+/// The numbers of both kernels for x [n, l, c], after those of spans.
+fn numbers(access: Access, l: usize, c: usize) -> Vec<u32> {
+    let row = c as u32 / access.span;
+    let mut numbers = Divisor::new(row.max(1)).numbers().to_vec();
+    numbers.extend(Divisor::new((l as u32).max(1)).numbers());
+    numbers
+}
+
+impl Forward {
+    /// For x [n, l, c].
+    ///
+    /// # Errors
+    /// If x has more elements than kernels count.
+    pub fn config(storage: Storage, [n, l, c]: [usize; 3]) -> Result<Call<Self>, Refused> {
+        count(
+            n.saturating_mul(l).saturating_mul(c),
+            "the number of elements",
+        )?;
+        let access = Access::widest(storage, &[c]);
+        let (spans, grid) = access.cover(n * c, "the number of elements")?;
+        let numbers = [vec![spans], numbers(access, l, c)].concat();
+        Ok(Call::new(Forward { access }, grid, numbers))
+    }
+}
+
+impl Backward {
+    /// For dx [n, l, c].
+    ///
+    /// # Errors
+    /// If dx has more elements than kernels count.
+    pub fn config(
+        storage: Storage,
+        accum: Accum,
+        [n, l, c]: [usize; 3],
+    ) -> Result<Call<Self>, Refused> {
+        let elements = n.saturating_mul(l).saturating_mul(c);
+        count(elements, "the number of elements")?;
+        let access = Access::widest(storage, &[c]);
+        // Threads stand for what is written: all of dx, or the rows that are added to.
+        let written = match accum {
+            Accum::Replace => elements,
+            Accum::Add => n * c,
+        };
+        let (spans, grid) = access.cover(written, "the number of elements")?;
+        let numbers = [vec![spans], numbers(access, l, c)].concat();
+        Ok(Call::new(Backward { access, accum }, grid, numbers))
+    }
+}
+
+impl Variant for Forward {
+    const KERNEL: &'static str = "gather_rows/forward";
+
+    fn all() -> Vec<Forward> {
+        let all = Access::all().into_iter();
+        all.map(|access| Forward { access }).collect()
+    }
+
+    fn label(&self) -> String {
+        self.access.name()
+    }
+
+    fn arch(&self) -> Arch {
+        Arch::Sm80
+    }
+
+    fn block(&self) -> [u32; 3] {
+        [THREADS, 1, 1]
+    }
+
+    fn write(&self, k: &Assembler) {
+        let Access { storage, span } = self.access;
+        k.contract(&format!(
+            "y[i] = x[i, index[i]] for x [n, l, c], {}.\n\
+             Grid: ceil(elements of y / {}) CTAs, {span} elements a thread. Reads the rows that it copies and writes y once.",
+            storage.name(),
+            THREADS * span
+        ));
+        let y = k.floats(storage, "y");
+        let x = k.floats(storage, "x").read_only();
+        let index = k.buffer::<S32>("index").read_only();
+        let spans = k.parameter::<U32>("spans");
+        let row = Division::parameter(k, "row_spans");
+        let rows = Division::parameter(k, "rows");
+        for_each_span(k, spans, |i| {
+            let [sample, column] = row.split(i);
+            let index = index.at(sample).load().cast::<U32>();
+            let at = sample.mul_add(rows.divisor(), index);
+            let x = x.at(at.mul_add(row.divisor(), column) * span);
+            y.at(i * span).store_span(&x.load_span(span));
+        });
+    }
+}
+
+impl Variant for Backward {
+    const KERNEL: &'static str = "gather_rows/backward";
+
+    fn all() -> Vec<Backward> {
+        let pair = |access| Accum::ALL.map(|accum| Backward { access, accum });
+        Access::all().into_iter().flat_map(pair).collect()
+    }
+
+    fn label(&self) -> String {
+        format!("{}_{}", self.access.name(), self.accum.name())
+    }
+
+    fn arch(&self) -> Arch {
+        Arch::Sm80
+    }
+
+    fn block(&self) -> [u32; 3] {
+        [THREADS, 1, 1]
+    }
+
+    fn write(&self, k: &Assembler) {
+        let Access { storage, span } = self.access;
+        let (rest, over) = match self.accum {
+            Accum::Replace => ("0 elsewhere", "dx"),
+            Accum::Add => ("nothing elsewhere", "dy"),
+        };
+        k.contract(&format!(
+            "dx[i, index[i]] {} dy[i], {rest}, for dx [n, l, c], {}.\n\
+             Grid: ceil(elements of {over} / {}) CTAs, {span} elements a thread. Reads dy once and writes dx once.",
+            self.accum.symbol(),
+            storage.name(),
+            THREADS * span
+        ));
+        let dx = k.floats(storage, "dx");
+        let dy = k.floats(storage, "dy").read_only();
+        let index = k.buffer::<S32>("index").read_only();
+        let spans = k.parameter::<U32>("spans");
+        let row = Division::parameter(k, "row_spans");
+        let rows = Division::parameter(k, "rows");
+        for_each_span(k, spans, |i| match self.accum {
+            Accum::Replace => {
+                let [at, column] = row.split(i);
+                let [sample, place] = rows.split(at);
+                let index = index.at(sample).load().cast::<U32>();
+                k.if_else(
+                    place.eq(index),
+                    || {
+                        let dy = dy.at(sample.mul_add(row.divisor(), column) * span);
+                        dx.at(i * span).store_span(&dy.load_span(span));
+                    },
+                    || {
+                        let zeros = vec![Value::from_bits(0); span as usize];
+                        dx.at(i * span).store_span(&zeros);
+                    },
+                );
+            }
+            Accum::Add => {
+                let [sample, column] = row.split(i);
+                let index = index.at(sample).load().cast::<U32>();
+                let at = sample.mul_add(rows.divisor(), index);
+                let dx = dx.at(at.mul_add(row.divisor(), column) * span);
+                dx.put_span(Accum::Add, &dy.at(i * span).load_span(span));
+            }
+        });
+    }
+}

@@ -1,0 +1,139 @@
+//! Softmax on GPUs.
+
+use crate::Accum;
+use crate::launch::Arch;
+use crate::ops::geometry::Call;
+use crate::ops::reduction::Fold;
+use crate::ops::rows::{Rows, THREADS, exp};
+use crate::ops::variants::{Refused, Variant};
+use crate::ptx::{Assembler, F32, IntoValue, Storage, Value};
+
+/// `y = exp(x − max x) / Σ exp(x − max x)` for each row. Launch with `Write(y), Read(x)` and the call's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    pub rows: Rows,
+}
+
+/// `dx (+)= y·(dy − Σ y·dy)` for each row. Launch with `Write(dx)`, or `Update(dx)` under [`Accum::Add`], then
+/// `Read(dy), Read(y)` and the call's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backward {
+    pub rows: Rows,
+    pub accum: Accum,
+}
+
+impl Forward {
+    /// For `[n, c]`: n rows of c elements.
+    ///
+    /// # Errors
+    /// If there are more elements than kernels count.
+    pub fn config(storage: Storage, shape: [usize; 2]) -> Result<Call<Self>, Refused> {
+        Rows::call(storage, shape, |rows| Forward { rows })
+    }
+}
+
+impl Backward {
+    /// For `[n, c]`: n rows of c elements.
+    ///
+    /// # Errors
+    /// If there are more elements than kernels count.
+    pub fn config(
+        storage: Storage,
+        accum: Accum,
+        shape: [usize; 2],
+    ) -> Result<Call<Self>, Refused> {
+        Rows::call(storage, shape, |rows| Backward { rows, accum })
+    }
+}
+
+impl Variant for Forward {
+    const KERNEL: &'static str = "softmax/forward";
+
+    fn all() -> Vec<Forward> {
+        Rows::all()
+            .into_iter()
+            .map(|rows| Forward { rows })
+            .collect()
+    }
+
+    fn label(&self) -> String {
+        self.rows.name()
+    }
+
+    fn arch(&self) -> Arch {
+        Arch::Sm80
+    }
+
+    fn block(&self) -> [u32; 3] {
+        [THREADS, 1, 1]
+    }
+
+    fn write(&self, k: &Assembler) {
+        let storage = self.rows.access.storage;
+        k.contract(&format!(
+            "y = exp(x - max x) / sum exp(x - max x) for each row, {}.\n{}\nReads x and writes y.",
+            storage.name(),
+            self.rows.describe()
+        ));
+        let y = k.floats(storage, "y");
+        let x = k.floats(storage, "x").read_only();
+        self.rows.for_each(k, |row| {
+            let x = row.read(x);
+            k.comment("the largest element");
+            let max = row.fold(Fold::Max, &[&x], |max, x| max.max(x[0]));
+            k.comment("exponentials and their sum");
+            let powers = row.map(x, move |x| exp(storage, x - max));
+            let sum = row.fold(Fold::Sum, &[&powers], |sum, e| sum + e[0]);
+            let one: Value<F32> = 1.0f32.into_value();
+            let inverse = one / sum;
+            row.for_each_span(&[&powers], |at, powers| {
+                let results: Vec<_> = powers[0].iter().map(|e| *e * inverse).collect();
+                y.at(at).store_span(&results);
+            });
+        });
+    }
+}
+
+impl Variant for Backward {
+    const KERNEL: &'static str = "softmax/backward";
+
+    fn all() -> Vec<Backward> {
+        let pair = |rows| Accum::ALL.map(|accum| Backward { rows, accum });
+        Rows::all().into_iter().flat_map(pair).collect()
+    }
+
+    fn label(&self) -> String {
+        format!("{}_{}", self.rows.name(), self.accum.name())
+    }
+
+    fn arch(&self) -> Arch {
+        Arch::Sm80
+    }
+
+    fn block(&self) -> [u32; 3] {
+        [THREADS, 1, 1]
+    }
+
+    fn write(&self, k: &Assembler) {
+        let storage = self.rows.access.storage;
+        k.contract(&format!(
+            "dx {} y * (dy - sum y * dy) for each row, {}.\n{}\nReads dy and y and writes dx.",
+            self.accum.symbol(),
+            storage.name(),
+            self.rows.describe()
+        ));
+        let dx = k.floats(storage, "dx");
+        let dy = k.floats(storage, "dy").read_only();
+        let y = k.floats(storage, "y").read_only();
+        self.rows.for_each(k, |row| {
+            let (dy, y) = (row.read(dy), row.read(y));
+            k.comment("y against dy");
+            let mean = row.fold(Fold::Sum, &[&y, &dy], |sum, x| x[0].mul_add(x[1], sum));
+            row.for_each_span(&[&y, &dy], |at, operands| {
+                let pairs = operands[0].iter().zip(&operands[1]);
+                let results: Vec<_> = pairs.map(|(y, dy)| *y * (*dy - mean)).collect();
+                dx.at(at).put_span(self.accum, &results);
+            });
+        });
+    }
+}
