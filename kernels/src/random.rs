@@ -4,7 +4,7 @@
 //! name), the sample is counted globally over micro-steps and ranks, the element within the sample. So recompute,
 //! resume, accumulation and sharding draw what one uninterrupted rank would.
 
-use crate::math::polynomial;
+use crate::math::{polynomial, sin_cos_eighth};
 use crate::philox::philox4x32_10;
 use crate::real::{Real, Single, Word};
 use crate::{Float, multiversion, parallel};
@@ -98,11 +98,7 @@ pub fn normal_pair<W: Word>(a: W, b: W) -> [W::Single; 2] {
     // Angle: two bits choose the quadrant, the rest an angle θ in (−π/4, π/4).
     let turn = b.and(0x3FFF_FFFF).sub(W::from_u32(0x2000_0000));
     let theta = turn.signed_to_single() * c(std::f32::consts::FRAC_PI_2 / 1_073_741_824.0);
-    let z = theta * theta;
-    let sin = polynomial(z, [-1.951_529_6e-4, 8.332_161e-3, -1.666_665_5e-1]);
-    let sin = (sin * z).mul_add(theta, theta);
-    let cos = polynomial(z, [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2]);
-    let cos = (cos * z).mul_add(z, z.mul_add(c(-0.5), c(1.0)));
+    let [sin, cos] = sin_cos_eighth(theta);
     let swap = b.has(0x4000_0000);
     let (x, y) = (
         W::Single::select(swap, sin, cos),

@@ -137,6 +137,7 @@ table![
     super::copy::ptx::Copy,
     super::cross_entropy::ptx::Forward,
     super::cross_entropy::ptx::Backward,
+    super::dropout::ptx::Apply,
     super::embedding::ptx::Forward,
     super::embedding::ptx::Backward,
     super::gather_rows::ptx::Forward,
@@ -147,12 +148,14 @@ table![
     super::mse::ptx::Backward,
     super::nearest_up2::ptx::RepeatBlocks,
     super::reduce::ptx::Sum,
+    super::resize::ptx::Apply,
     super::select_rows::ptx::Forward,
     super::select_rows::ptx::Backward,
     super::select_rows::ptx::BackwardShared,
     super::softmax::ptx::Forward,
     super::softmax::ptx::Backward,
     super::split::ptx::Narrow,
+    super::timestep_embedding::ptx::Forward,
 ];
 
 #[cfg(test)]

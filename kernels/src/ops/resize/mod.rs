@@ -1,6 +1,7 @@
 //! Separable resampling of images: each output row and column is a short weighted sum of input rows and columns.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::resample;
 

@@ -1,5 +1,6 @@
 //! Sinusoidal embeddings of diffusion time.
 
 mod cpu;
+pub mod ptx;
 
 pub use cpu::{MAX_PERIOD, forward};
