@@ -66,3 +66,38 @@ impl Variant for Forward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::affine;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn it_computes_what_cpus_compute() {
+        let (scale, shift) = (0.7, -0.3);
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for n in [1, 7, 8, 2047, 40_003] {
+                    let x = stored_values(storage, n, 1);
+                    let cpu = |y: &mut [f32]| affine::forward(y, accum, &x, scale, shift);
+                    let kernel = |y: Argument<'_>| {
+                        let plan = Forward { storage, accum }.config(n).expect("few elements");
+                        let x = encode(storage, &x);
+                        let numbers = [scale as f32, shift as f32].map(Argument::F32);
+                        let [scale, shift] = numbers;
+                        let n = Argument::U32(n as u32);
+                        gpu::run_plan(&plan, vec![y, Argument::Read(&x), scale, shift, n])
+                    };
+                    let profile = assert_same_bits("affine", storage, accum, n, cpu, kernel);
+                    if n > 10_000 {
+                        let tensors = 2 + usize::from(accum == Accum::Add);
+                        let least = tensors * n * storage.bytes() as usize;
+                        assert_moves("affine", &profile, least);
+                    }
+                }
+            }
+        }
+    }
+}

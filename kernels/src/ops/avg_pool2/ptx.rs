@@ -75,3 +75,71 @@ impl Variant for SumBlocks {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::nearest_up2::ptx::RepeatBlocks;
+    use crate::ops::{avg_pool2, nearest_up2};
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    const SHAPES: [[usize; 4]; 7] = [
+        [1, 1, 1, 1],
+        [2, 1, 3, 5],
+        [1, 5, 1, 6],
+        [3, 2, 7, 4],
+        [2, 3, 3, 8],
+        [1, 3, 5, 33],
+        [2, 5, 7, 64],
+    ];
+
+    /// Both directions, forward and backward, between small images of each shape and large ones.
+    #[test]
+    fn they_compute_what_cpus_compute() {
+        let scale = 0.3;
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for shape in SHAPES {
+                    let [_, _, w, c] = shape;
+                    let small: usize = shape.iter().product();
+                    let case = format!("{shape:?}");
+                    let tensors = 5 + match accum {
+                        Accum::Replace => 0,
+                        Accum::Add => 1,
+                    };
+                    let least = tensors * small * storage.bytes() as usize;
+
+                    let src = stored_values(storage, 4 * small, 1);
+                    let cpu =
+                        |dst: &mut [f32]| avg_pool2::sum_blocks(dst, accum, &src, w, c, scale);
+                    let kernel = |dst: Argument<'_>| {
+                        let call = SumBlocks::config(storage, accum, shape).expect("few elements");
+                        let src = encode(storage, &src);
+                        let scale = Argument::F32(scale as f32);
+                        gpu::run(&call, vec![dst, Argument::Read(&src), scale])
+                    };
+                    let profile = assert_same_bits(&case, storage, accum, small, cpu, kernel);
+                    if c == 64 {
+                        assert_moves(&case, &profile, least);
+                    }
+
+                    let src = stored_values(storage, small, 1);
+                    let cpu =
+                        |dst: &mut [f32]| nearest_up2::repeat_blocks(dst, accum, &src, w, c, scale);
+                    let kernel = |dst: Argument<'_>| {
+                        let call =
+                            RepeatBlocks::config(storage, accum, shape).expect("few elements");
+                        let src = encode(storage, &src);
+                        let scale = Argument::F32(scale as f32);
+                        gpu::run(&call, vec![dst, Argument::Read(&src), scale])
+                    };
+                    let profile = assert_same_bits(&case, storage, accum, 4 * small, cpu, kernel);
+                    if c == 64 && accum == Accum::Replace {
+                        assert_moves(&case, &profile, least);
+                    }
+                }
+            }
+        }
+    }
+}

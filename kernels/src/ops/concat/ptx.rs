@@ -140,6 +140,64 @@ impl Variant for Join {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Argument;
+    use crate::ops::concat;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn it_joins_what_cpus_join() {
+        let cases: [(usize, &[(usize, bool)]); 8] = [
+            (1, &[(1, true)]),
+            (5, &[(3, true), (0, true), (4, true)]),
+            (7, &[(8, true), (24, false)]),
+            (4, &[(6, false), (2, true), (10, false)]),
+            (3, &[(77, true), (1, true), (1, true), (1, true), (1, true)]),
+            (33, &[(3, true), (3, true)]),
+            (9, &[(64, true), (128, true)]),
+            (2, &[(40, true), (4, true), (4, true), (4, true)]),
+        ];
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for (rows, widths) in cases {
+                    let parts: Vec<Option<Vec<f32>>> = (0..)
+                        .zip(widths)
+                        .map(|(i, &(width, present))| {
+                            present.then(|| stored_values(storage, rows * width, i))
+                        })
+                        .collect();
+                    let row: usize = widths.iter().map(|(width, _)| width).sum();
+                    let cpu = |dst: &mut [f32]| {
+                        let parts = widths.iter().zip(&parts);
+                        let parts: Vec<_> = parts.map(|(w, p)| (w.0, p.as_deref())).collect();
+                        concat::join(dst, accum, &parts);
+                    };
+                    let kernel = |dst: Argument<'_>| {
+                        let call =
+                            Join::config(storage, accum, rows, widths).expect("few elements");
+                        let parts: Vec<Option<Vec<u8>>> = parts
+                            .iter()
+                            .map(|p| p.as_ref().map(|p| encode(storage, p)))
+                            .collect();
+                        let mut operands = vec![dst];
+                        for p in 0..call.plan.variant.parts as usize {
+                            operands.push(match parts.get(p) {
+                                Some(Some(part)) => Argument::Read(part),
+                                _ => Argument::Null,
+                            });
+                        }
+                        gpu::run(&call, operands)
+                    };
+                    let case = format!("{rows} x {widths:?}");
+                    let profile = assert_same_bits(&case, storage, accum, rows * row, cpu, kernel);
+                    if rows == 9 {
+                        let tensors = 2 + usize::from(accum == Accum::Add);
+                        let least = tensors * rows * row * storage.bytes() as usize;
+                        assert_moves(&case, &profile, least);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn more_parts_than_eight_are_refused() {

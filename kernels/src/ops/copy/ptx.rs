@@ -424,6 +424,87 @@ impl Variant for Accumulate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Argument;
+    use crate::ops::copy;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    /// A view: its dims, strides and offset.
+    type View = (Vec<usize>, Vec<usize>, usize);
+
+    /// The view of a contiguous tensor of `dims` with its dimensions in another order.
+    fn permuted(dims: &[usize], order: &[usize]) -> View {
+        let stride = |d: usize| dims[d + 1..].iter().product();
+        let dims_of_view = order.iter().map(|&d| dims[d]).collect();
+        (dims_of_view, order.iter().map(|&d| stride(d)).collect(), 0)
+    }
+
+    fn run(size: usize, view: &View) -> (Call<Copy>, crate::sim::Profile) {
+        let (dims, strides, offset) = view;
+        let elements: usize = dims.iter().product();
+        let reach: usize = dims.iter().zip(strides).map(|(d, s)| (d - 1) * s).sum();
+        let src: Vec<u8> = (0..(reach + offset + 1) * size)
+            .map(|i| (i * 7 + i / 251) as u8)
+            .collect();
+        let mut expected = vec![0; elements * size];
+        copy::gather_strided(&mut expected, &src, size, dims, strides, *offset);
+        let call = Copy::config(size, dims, strides, *offset).expect("few elements");
+        let mut dst = vec![0; elements * size];
+        let profile = gpu::run(&call, vec![Argument::Write(&mut dst), Argument::Read(&src)]);
+        assert!(
+            dst == expected,
+            "{size} bytes, {view:?}, {:?}",
+            call.plan.variant
+        );
+        (call, profile)
+    }
+
+    #[test]
+    fn it_copies_what_cpus_copy() {
+        let views = [
+            (vec![], vec![], 3),
+            (vec![1], vec![1], 0),
+            (vec![5, 3], vec![3, 1], 1),
+            (vec![4, 6], vec![16, 2], 0),
+            // Broadcast.
+            (vec![3, 5, 4], vec![0, 4, 1], 4),
+            (vec![40, 40], vec![1, 0], 0),
+            // Blocks of rows, aligned and not.
+            (vec![7, 16], vec![48, 1], 16),
+            (vec![7, 16], vec![48, 1], 17),
+            permuted(&[3, 7], &[1, 0]),
+            permuted(&[33, 70], &[1, 0]),
+            permuted(&[2, 3, 4], &[2, 0, 1]),
+            permuted(&[2, 1, 5, 3], &[0, 3, 2, 1]),
+            permuted(&[2, 3, 2, 4, 2, 3], &[0, 1, 3, 2, 4, 5]),
+            permuted(&[2, 3, 10, 3, 9, 2], &[2, 1, 5, 3, 0, 4]),
+            permuted(&[3, 12, 2, 16], &[2, 3, 0, 1]),
+            permuted(&[2, 8, 3, 8], &[0, 2, 1, 3]),
+            permuted(&[9, 8, 10], &[2, 1, 0]),
+        ];
+        for view in &views {
+            for size in [1, 2, 4, 8] {
+                run(size, view);
+            }
+        }
+    }
+
+    #[test]
+    fn transposes_go_through_tiles_and_runs_move_together() {
+        let (call, profile) = run(2, &permuted(&[3, 128, 192], &[0, 2, 1]));
+        assert_eq!(call.plan.variant, Copy::Transpose { unit: 2, loops: 1 });
+        assert_eq!(call.plan.grid, [3 * 4 * 6, 1, 1]);
+        assert_moves("transpose", &profile, 2 * 2 * 3 * 128 * 192);
+        for size in [1, 2, 4, 8] {
+            let (_, profile) = run(size, &permuted(&[64, 96], &[1, 0]));
+            assert_eq!(profile.bank_conflicts(), [], "{size} bytes");
+        }
+        // Heads: runs of 64 elements.
+        let (call, profile) = run(2, &permuted(&[2, 10, 4, 64], &[0, 2, 1, 3]));
+        assert_eq!(call.plan.variant, Copy::Gather { unit: 16, loops: 4 });
+        assert_moves("heads", &profile, 2 * 2 * 2 * 10 * 4 * 64);
+        let (call, _) = run(4, &(vec![300], vec![1], 0));
+        assert_eq!(call.plan.variant, Copy::Gather { unit: 16, loops: 1 });
+    }
 
     #[test]
     fn sizes_that_kernels_do_not_count_are_refused() {
@@ -431,5 +512,22 @@ mod tests {
         let refused = refused.expect_err("2^32 elements");
         assert!(refused.to_string().contains("4294967296"), "{refused}");
         assert!(Copy::config(2, &[2, 2], &[1 << 32, 1], 0).is_err());
+    }
+
+    #[test]
+    fn accumulation_adds_as_cpus_do() {
+        for storage in Storage::ALL {
+            for n in [1, 9, 5000] {
+                let src = stored_values(storage, n, 1);
+                let cpu = |dst: &mut [f32]| copy::accumulate(dst, Accum::Add, &src);
+                let kernel = |dst: Argument<'_>| {
+                    let plan = Accumulate { storage }.config(n).expect("few elements");
+                    let src = encode(storage, &src);
+                    let n = Argument::U32(n as u32);
+                    gpu::run_plan(&plan, vec![dst, Argument::Read(&src), n])
+                };
+                assert_same_bits("accumulate", storage, Accum::Add, n, cpu, kernel);
+            }
+        }
     }
 }

@@ -174,3 +174,110 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::cross_entropy;
+    use crate::testing::gpu::{self, assert_close, assert_moves, encode, stored_values};
+    use crate::testing::to_f64;
+
+    const SHAPES: [[usize; 2]; 7] = [
+        [1, 1],
+        [9, 5],
+        [17, 77],
+        [8, 256],
+        [2, 1027],
+        [2, 4096],
+        [1, 8200],
+    ];
+
+    #[test]
+    fn it_is_that_of_cpus() {
+        for storage in Storage::ALL {
+            for shape in SHAPES {
+                let [n, c] = shape;
+                let case = format!("{shape:?}");
+                let logits: Vec<f32> = stored_values(storage, n * c, 1)
+                    .iter()
+                    .map(|x| 4.0 * x)
+                    .collect();
+                let target: Vec<i32> = (0..n).map(|i| (i * 31 % c) as i32).collect();
+                let target_bytes: &[u8] = bytemuck::cast_slice(&target);
+
+                let mut loss = vec![0; 4 * n];
+                let logits_bytes = encode(storage, &logits);
+                let kernel = |lse: Argument<'_>| {
+                    let call = Forward::config(storage, shape).expect("few elements");
+                    let read = [&*logits_bytes, target_bytes].map(Argument::Read);
+                    let operands = [lse, Argument::Write(&mut loss)].into_iter().chain(read);
+                    gpu::run(&call, operands.collect())
+                };
+                let mut mean = 0.0;
+                let profile = assert_close(
+                    &case,
+                    // Statistics are f32 whatever the storage.
+                    Storage::F32,
+                    Accum::Replace,
+                    n,
+                    |lse: &mut [f32]| {
+                        cross_entropy::forward(lse, &logits, &target, c);
+                    },
+                    |lse: &mut [f64]| {
+                        mean = cross_entropy::forward(lse, &to_f64(&logits), &target, c);
+                    },
+                    kernel,
+                );
+                let losses = gpu::decode(Storage::F32, &loss);
+                let got: f64 = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+                // 2.7e-8 is measured.
+                assert!(
+                    (got - mean).abs() <= 1e-7 * mean.abs().max(1.0),
+                    "{case}: {got}, {mean}"
+                );
+                if c == 4096 {
+                    assert_moves(&case, &profile, n * c * storage.bytes() as usize);
+                }
+
+                let mut lse = vec![0.0; n];
+                cross_entropy::forward(&mut lse, &logits, &target, c);
+                let dy = 0.75f32;
+                let scale = f64::from(dy) / n as f64;
+                for accum in Accum::ALL {
+                    let kernel = |dlogits: Argument<'_>| {
+                        let call = Backward::config(storage, accum, shape).expect("few elements");
+                        let dy = encode(storage, &[dy]);
+                        let read = [
+                            &*dy,
+                            &*logits_bytes,
+                            bytemuck::cast_slice(&lse),
+                            target_bytes,
+                        ];
+                        let read = read.map(Argument::Read);
+                        gpu::run(&call, [dlogits].into_iter().chain(read).collect())
+                    };
+                    let cpu = |d: &mut [f32]| {
+                        cross_entropy::backward(d, accum, scale, &logits, &lse, &target, c)
+                    };
+                    if storage == Storage::F32 {
+                        gpu::assert_same_bits(&case, storage, accum, n * c, cpu, kernel);
+                        continue;
+                    }
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        n * c,
+                        cpu,
+                        |d: &mut [f64]| {
+                            let (logits, lse) = (to_f64(&logits), to_f64(&lse));
+                            cross_entropy::backward(d, accum, scale, &logits, &lse, &target, c)
+                        },
+                        kernel,
+                    );
+                }
+            }
+        }
+    }
+}

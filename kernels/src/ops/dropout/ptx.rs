@@ -156,3 +156,53 @@ impl Variant for Apply {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::dropout;
+    use crate::ops::random::ptx::Counters;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn it_drops_what_cpus_drop() {
+        let draw = Draw {
+            step: 5,
+            first_sample: 17,
+            ..Draw::named(3, "decoder.dropout", 0)
+        };
+        let counters = Counters::from(draw);
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for shape in [[1, 1], [3, 7], [2, 12], [5, 2048]] {
+                    let [samples, per_sample] = shape;
+                    let n = samples * per_sample;
+                    let src = stored_values(storage, n, 1);
+                    let case = format!("{shape:?}");
+                    let cpu =
+                        |dst: &mut [f32]| dropout::apply(dst, accum, &src, &draw, per_sample, 0.3);
+                    let kernel = |dst: Argument<'_>| {
+                        let call = Apply::config(storage, accum, shape, &draw, 0.3);
+                        let src = encode(storage, &src);
+                        let operands = vec![
+                            dst,
+                            Argument::Read(&src),
+                            Argument::Read(bytemuck::bytes_of(&counters)),
+                            Argument::F32((1.0 / 0.7) as f32),
+                        ];
+                        gpu::run(&call.expect("few elements"), operands)
+                    };
+                    let profile = assert_same_bits(&case, storage, accum, n, cpu, kernel);
+                    if per_sample == 2048 {
+                        let tensors = 2 + usize::from(accum == Accum::Add);
+                        // A sector of counters for each warp's chunks of 512 bytes, from the first cache.
+                        let least = tensors * n * storage.bytes() as usize;
+                        let warps = n * storage.bytes() as usize / 512;
+                        assert_moves(&case, &profile, least + 2 * 32 * warps);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -248,3 +248,72 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::embedding;
+    use crate::testing::gpu::{
+        self, assert_close, assert_moves, assert_same_bits, encode, stored_values,
+    };
+    use crate::testing::to_f64;
+
+    fn ids(v: usize, n: usize) -> Vec<i32> {
+        // Every other position is the padding token.
+        (0..n)
+            .map(|i| if i % 2 == 0 { v - 1 } else { i * 7919 % v } as i32)
+            .collect()
+    }
+
+    #[test]
+    fn rows_are_those_of_the_table() {
+        for storage in Storage::ALL {
+            for (v, c, n) in [(1, 1, 1), (5, 7, 33), (40, 12, 9), (100, 256, 70)] {
+                let (table, ids) = (stored_values(storage, v * c, 1), ids(v, n));
+                let cpu = |y: &mut [f32]| embedding::forward(y, &table, &ids, c);
+                let kernel = |y: Argument<'_>| {
+                    let call = Forward::config(storage, [v, c], n).expect("few elements");
+                    let table = encode(storage, &table);
+                    let ids = Argument::Read(bytemuck::cast_slice(&ids));
+                    gpu::run(&call, vec![y, Argument::Read(&table), ids])
+                };
+                let case = format!("{v} x {c}, {n} ids");
+                let profile = assert_same_bits(&case, storage, Accum::Replace, n * c, cpu, kernel);
+                if c == 256 {
+                    assert_moves(&case, &profile, 2 * n * c * storage.bytes() as usize);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_summed_by_id() {
+        for storage in Storage::ALL {
+            for (v, c, n) in [(1, 1, 1), (5, 7, 33), (40, 12, 300), (70, 264, 700)] {
+                let (dy, ids) = (stored_values(storage, n * c, 1), ids(v, n));
+                for accum in Accum::ALL {
+                    let kernel = |dtable: Argument<'_>| {
+                        let call = Backward::config(storage, accum, [v, c], n);
+                        let dy = encode(storage, &dy);
+                        let ids = Argument::Read(bytemuck::cast_slice(&ids));
+                        let operands = vec![dtable, Argument::Read(&dy), ids];
+                        gpu::run(&call.expect("few elements"), operands)
+                    };
+                    let case = format!("{v} x {c}, {n} ids");
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        v * c,
+                        |dtable: &mut [f32]| embedding::backward(dtable, accum, &dy, &ids, c),
+                        |dtable: &mut [f64]| {
+                            embedding::backward(dtable, accum, &to_f64(&dy), &ids, c)
+                        },
+                        kernel,
+                    );
+                }
+            }
+        }
+    }
+}

@@ -182,3 +182,53 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::gather_rows;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn they_move_what_cpus_move() {
+        for storage in Storage::ALL {
+            for shape in [[1, 1, 1], [3, 5, 7], [5, 2, 12], [2, 77, 64], [9, 3, 512]] {
+                let [n, l, c] = shape;
+                let index: Vec<i32> = (0..n).map(|i| (i * 31 % l) as i32).collect();
+                let index_bytes: &[u8] = bytemuck::cast_slice(&index);
+                let case = format!("{shape:?}");
+                let bytes = storage.bytes() as usize;
+
+                let x = stored_values(storage, n * l * c, 1);
+                let cpu = |y: &mut [f32]| gather_rows::forward(y, &x, &index, l, c);
+                let kernel = |y: Argument<'_>| {
+                    let call = Forward::config(storage, shape).expect("few elements");
+                    let x = encode(storage, &x);
+                    let operands = vec![y, Argument::Read(&x), Argument::Read(index_bytes)];
+                    gpu::run(&call, operands)
+                };
+                assert_same_bits(&case, storage, Accum::Replace, n * c, cpu, kernel);
+
+                let dy = stored_values(storage, n * c, 1);
+                for accum in Accum::ALL {
+                    let cpu = |dx: &mut [f32]| gather_rows::backward(dx, accum, &dy, &index, l, c);
+                    let kernel = |dx: Argument<'_>| {
+                        let call = Backward::config(storage, accum, shape).expect("few elements");
+                        let dy = encode(storage, &dy);
+                        let operands = vec![dx, Argument::Read(&dy), Argument::Read(index_bytes)];
+                        gpu::run(&call, operands)
+                    };
+                    let profile = assert_same_bits(&case, storage, accum, n * l * c, cpu, kernel);
+                    if c == 512 {
+                        let rows = match accum {
+                            Accum::Replace => n * l + n,
+                            Accum::Add => 3 * n,
+                        };
+                        assert_moves(&case, &profile, rows * c * bytes);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -154,3 +154,65 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::l2_normalize;
+    use crate::testing::gpu::{self, assert_close, assert_moves, encode, stored_values};
+    use crate::testing::to_f64;
+
+    #[test]
+    fn it_is_that_of_cpus() {
+        let eps = 0.5;
+        for storage in Storage::ALL {
+            for shape in [[1, 1], [9, 5], [3, 256], [2, 1027], [2, 4096], [1, 8200]] {
+                let [n, c] = shape;
+                let case = format!("{shape:?}");
+                let mut x = stored_values(storage, n * c, 1);
+                // A row shorter than eps.
+                x[..c].fill(0.0);
+                let dy = stored_values(storage, n * c, 2);
+                let x_bytes = encode(storage, &x);
+                let profile = assert_close(
+                    &case,
+                    storage,
+                    Accum::Replace,
+                    n * c,
+                    |y: &mut [f32]| l2_normalize::forward(y, &x, c, eps),
+                    |y: &mut [f64]| l2_normalize::forward(y, &to_f64(&x), c, eps),
+                    |y| {
+                        let call = Forward::config(storage, shape).expect("few elements");
+                        let eps = Argument::F32(eps as f32);
+                        gpu::run(&call, vec![y, Argument::Read(&x_bytes), eps])
+                    },
+                );
+                if c == 256 {
+                    assert_moves(&case, &profile, 2 * n * c * storage.bytes() as usize);
+                }
+                for accum in Accum::ALL {
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        n * c,
+                        |dx: &mut [f32]| l2_normalize::backward(dx, accum, &dy, &x, c, eps),
+                        |dx: &mut [f64]| {
+                            let (dy, x) = (to_f64(&dy), to_f64(&x));
+                            l2_normalize::backward(dx, accum, &dy, &x, c, eps)
+                        },
+                        |dx| {
+                            let call = Backward::config(storage, accum, shape);
+                            let dy = encode(storage, &dy);
+                            let read = [&*dy, &*x_bytes].map(Argument::Read);
+                            let operands = [dx].into_iter().chain(read);
+                            let operands = operands.chain([Argument::F32(eps as f32)]);
+                            gpu::run(&call.expect("few elements"), operands.collect())
+                        },
+                    );
+                }
+            }
+        }
+    }
+}

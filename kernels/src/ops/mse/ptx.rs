@@ -219,3 +219,91 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::{mse, reduce};
+    use crate::testing::gpu::{self, assert_close, assert_moves, encode, stored_values};
+    use crate::testing::to_f64;
+
+    #[test]
+    fn it_is_that_of_cpus() {
+        for storage in Storage::ALL {
+            for (shape, weighted) in [
+                ([1, 1], false),
+                ([3, 7], true),
+                ([5, 12], true),
+                ([2, 8192], true),
+                ([1, 20_000], false),
+            ] {
+                let [n, m] = shape;
+                let case = format!("{shape:?}, weighted: {weighted}");
+                let [x, target] = [1, 2].map(|seed| stored_values(storage, n * m, seed));
+                let weight = weighted.then(|| stored_values(storage, n, 3));
+                let bytes = [&x, &target].map(|x| encode(storage, x));
+                let weight_bytes = weight.as_ref().map(|w| encode(storage, w));
+                let operands = bytes.iter().chain(&weight_bytes);
+                let operands: Vec<&[u8]> = operands.map(Vec::as_slice).collect();
+                let wide = [&x, &target].map(|x| to_f64(x));
+                let weight_wide = weight.as_ref().map(|w| to_f64(w));
+                assert_close(
+                    &case,
+                    storage,
+                    Accum::Replace,
+                    1,
+                    |out: &mut [f32]| out[0] = mse::forward(&x, &target, weight.as_deref(), n),
+                    |out: &mut [f64]| {
+                        out[0] = mse::forward(&wide[0], &wide[1], weight_wide.as_deref(), n)
+                    },
+                    |out| {
+                        let (call, count) =
+                            Forward::config(storage, shape, weighted).expect("few elements");
+                        let mut partial = vec![0; 4 * count];
+                        let write = [Argument::Write(&mut partial)].into_iter();
+                        let read = operands.iter().map(|bytes| Argument::Read(bytes));
+                        let profile = gpu::run(&call, write.chain(read).collect());
+                        if m == 8192 {
+                            let least = 2 * n * m * storage.bytes() as usize;
+                            assert_moves(&case, &profile, least);
+                        }
+                        let sum = reduce::ptx::config(
+                            Storage::F32,
+                            storage,
+                            Accum::Replace,
+                            &[count],
+                            &[true],
+                        );
+                        let sum = sum.expect("few elements");
+                        assert_eq!(sum.len(), 1);
+                        let scale = Argument::F32(1.0 / (n * m) as f32);
+                        gpu::run(&sum[0].call, vec![out, Argument::Read(&partial), scale])
+                    },
+                );
+                let dy = 0.75;
+                for accum in Accum::ALL {
+                    let weight = weight.as_deref();
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        n * m,
+                        |dx: &mut [f32]| mse::backward(dx, accum, dy, &x, &target, weight, n),
+                        |dx: &mut [f64]| {
+                            let weight = weight_wide.as_deref();
+                            mse::backward(dx, accum, dy, &wide[0], &wide[1], weight, n)
+                        },
+                        |dx| {
+                            let call = Backward::config(storage, accum, shape, weighted);
+                            let dy = encode(storage, &[dy as f32]);
+                            let first = [dx, Argument::Read(&dy)].into_iter();
+                            let read = operands.iter().map(|bytes| Argument::Read(bytes));
+                            gpu::run(&call.expect("few"), first.chain(read).collect())
+                        },
+                    );
+                }
+            }
+        }
+    }
+}

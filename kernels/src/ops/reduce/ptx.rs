@@ -436,6 +436,71 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Argument;
+    use crate::ops::reduce;
+    use crate::testing::gpu::{self, assert_close, encode, stored_values};
+    use crate::testing::to_f64;
+
+    #[test]
+    fn sums_are_those_of_cpus() {
+        let cases: [(&[usize], &[bool]); 14] = [
+            (&[], &[]),
+            (&[1], &[true]),
+            (&[7], &[true]),
+            (&[7], &[false]),
+            (&[30_001], &[true]),
+            (&[3, 9000], &[false, true]),
+            (&[9, 33], &[false, true]),
+            (&[9, 64], &[false, true]),
+            (&[33, 9], &[true, false]),
+            (&[2, 700, 3], &[true, true, false]),
+            (&[2, 300, 64], &[false, true, false]),
+            (&[3, 5, 280], &[false, true, false]),
+            (&[2, 3, 4, 5], &[true, false, true, false]),
+            (&[2, 3, 4, 5], &[false, true, false, true]),
+        ];
+        let scale = 0.25;
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for (dims, reduced) in cases {
+                    let case = format!("{dims:?} {reduced:?}");
+                    let x = stored_values(storage, dims.iter().product(), 1);
+                    // A mean beside which the differences are small.
+                    let x: Vec<f32> = x.iter().map(|x| x + 8.0).collect();
+                    let x = gpu::decode(storage, &encode(storage, &x));
+                    let kept = dims.iter().zip(reduced).filter(|(_, r)| !**r);
+                    let n = kept.map(|(d, _)| d).product();
+                    let kernel = |out: Argument<'_>| {
+                        let passes = config(storage, storage, accum, dims, reduced);
+                        let mut passes = passes.expect("few elements");
+                        let last = passes.pop().expect("a last pass");
+                        let mut from = encode(storage, &x);
+                        for pass in passes {
+                            let mut sums = vec![0; pass.written * 4];
+                            let write = Argument::Write(&mut sums);
+                            let operands = vec![write, Argument::Read(&from), Argument::F32(1.0)];
+                            gpu::run(&pass.call, operands);
+                            from = sums;
+                        }
+                        assert_eq!(last.written, n, "{case}");
+                        let scale = Argument::F32(scale as f32);
+                        gpu::run(&last.call, vec![out, Argument::Read(&from), scale])
+                    };
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        n,
+                        |out: &mut [f32]| reduce::sum(out, accum, scale, &x, dims, reduced),
+                        |out: &mut [f64]| {
+                            reduce::sum(out, accum, scale, &to_f64(&x), dims, reduced)
+                        },
+                        kernel,
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn long_sums_take_two_launches() {

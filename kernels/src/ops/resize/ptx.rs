@@ -175,3 +175,80 @@ impl Variant for Apply {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::gaussian_blur;
+    use crate::ops::resize::{self, Filter};
+    use crate::testing::gpu::{self, assert_same_bits, encode, stored_values};
+
+    /// Forward and, by the transposed tables, backward.
+    #[test]
+    fn it_resamples_as_cpus_do() {
+        let resized = |filter, [h, w]: [usize; 2], [out_h, out_w]: [usize; 2]| {
+            [
+                Taps::resize(filter, h, out_h),
+                Taps::resize(filter, w, out_w),
+            ]
+        };
+        let cases = [
+            (1, 1, resized(Filter::Bilinear, [1, 1], [1, 3])),
+            (2, 3, resized(Filter::Bilinear, [5, 4], [8, 9])),
+            (1, 8, resized(Filter::BicubicAntialias, [16, 12], [4, 5])),
+            (2, 6, resized(Filter::BicubicAntialias, [4, 3], [16, 7])),
+            (
+                2,
+                3,
+                [9, 7].map(|extent| gaussian_blur::taps(extent, 5, 0.8)),
+            ),
+        ];
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for (n, c, forward) in &cases {
+                    let backward = [0, 1].map(|side: usize| forward[side].transposed());
+                    for [rows, columns] in [forward, &backward] {
+                        let (n, c) = (*n, *c);
+                        let src =
+                            stored_values(storage, n * rows.inputs() * columns.inputs() * c, 1);
+                        let case = format!(
+                            "{n} images of {} x {} x {c} to {} x {}",
+                            rows.inputs(),
+                            columns.inputs(),
+                            rows.outputs(),
+                            columns.outputs()
+                        );
+                        let cpu =
+                            |dst: &mut [f32]| resize::resample(dst, accum, &src, rows, columns, c);
+                        let kernel = |dst: Argument<'_>| {
+                            let tables = [rows, columns].map(Table::new);
+                            let calls = config(storage, accum, [n, c], &tables[0], &tables[1]);
+                            let [first, second] = calls.expect("few elements");
+                            let operands = |table: &Table| {
+                                [
+                                    bytemuck::cast_slice(&table.bands).to_vec(),
+                                    bytemuck::cast_slice(&table.weights).to_vec(),
+                                ]
+                            };
+                            let [bands, weights] = operands(&tables[0]);
+                            let src = encode(storage, &src);
+                            let between = n * rows.outputs() * columns.inputs() * c;
+                            let mut between = vec![0; 4 * between];
+                            let read =
+                                [&src, &bands, &weights].map(|b: &Vec<u8>| Argument::Read(b));
+                            let write = [Argument::Write(&mut between)];
+                            gpu::run(&first, write.into_iter().chain(read).collect());
+                            let [bands, weights] = operands(&tables[1]);
+                            let read =
+                                [&between, &bands, &weights].map(|b: &Vec<u8>| Argument::Read(b));
+                            gpu::run(&second, [dst].into_iter().chain(read).collect())
+                        };
+                        let elements = n * rows.outputs() * columns.outputs() * c;
+                        assert_same_bits(&case, storage, accum, elements, cpu, kernel);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -291,3 +291,64 @@ impl Variant for BackwardShared {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::select_rows;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn they_choose_what_cpus_choose() {
+        for storage in Storage::ALL {
+            for shape in [[1, 1], [5, 7], [13, 12], [6, 1024]] {
+                let [n, row] = shape;
+                let keep: Vec<u8> = (0..n).map(|i| u8::from(i % 3 == 1)).collect();
+                let a = stored_values(storage, n * row, 1);
+                let case = format!("{shape:?}");
+                let keep_operand = || Argument::Read(&keep);
+                for shared in [false, true] {
+                    let b = stored_values(storage, if shared { row } else { n * row }, 2);
+                    let cpu = |y: &mut [f32]| select_rows::forward(y, &keep, &a, &b, row);
+                    let kernel = |y: Argument<'_>| {
+                        let call = Forward::config(storage, shape, shared).expect("few elements");
+                        let (a, b) = (encode(storage, &a), encode(storage, &b));
+                        let sources = [Argument::Read(&a), Argument::Read(&b)];
+                        let [a, b] = sources;
+                        gpu::run(&call, vec![y, keep_operand(), a, b])
+                    };
+                    let profile =
+                        assert_same_bits(&case, storage, Accum::Replace, n * row, cpu, kernel);
+                    if row == 1024 {
+                        let least = 2 * n * row * storage.bytes() as usize;
+                        assert_moves(&case, &profile, least);
+                    }
+                }
+                let dy = a;
+                for accum in Accum::ALL {
+                    for side in [true, false] {
+                        let cpu = |dst: &mut [f32]| {
+                            select_rows::backward(dst, accum, &dy, &keep, side, row)
+                        };
+                        let kernel = |dst: Argument<'_>| {
+                            let call = Backward::config(storage, accum, shape, side);
+                            let dy = encode(storage, &dy);
+                            let operands = vec![dst, keep_operand(), Argument::Read(&dy)];
+                            gpu::run(&call.expect("few elements"), operands)
+                        };
+                        assert_same_bits(&case, storage, accum, n * row, cpu, kernel);
+                    }
+                    let cpu = |db: &mut [f32]| select_rows::backward_shared(db, accum, &dy, &keep);
+                    let kernel = |db: Argument<'_>| {
+                        let call = BackwardShared::config(storage, accum, shape);
+                        let dy = encode(storage, &dy);
+                        let operands = vec![db, keep_operand(), Argument::Read(&dy)];
+                        gpu::run(&call.expect("few elements"), operands)
+                    };
+                    assert_same_bits(&case, storage, accum, row, cpu, kernel);
+                }
+            }
+        }
+    }
+}

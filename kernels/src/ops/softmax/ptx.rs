@@ -137,3 +137,75 @@ impl Variant for Backward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::softmax;
+    use crate::testing::gpu::{self, assert_close, assert_moves, encode, stored_values};
+    use crate::testing::to_f64;
+
+    const SHAPES: [[usize; 2]; 8] = [
+        [1, 1],
+        [9, 5],
+        [17, 77],
+        [3, 256],
+        [2, 1000],
+        [2, 1027],
+        [2, 4096],
+        [1, 8200],
+    ];
+
+    #[test]
+    fn it_is_that_of_cpus() {
+        for storage in Storage::ALL {
+            for shape in SHAPES {
+                let [n, c] = shape;
+                let case = format!("{shape:?}");
+                // A large common part, as logits have one.
+                let x = stored_values(storage, n * c, 1);
+                let x: Vec<f32> = x.iter().map(|x| 8.0 * x + 16.0).collect();
+                let x = gpu::decode(storage, &encode(storage, &x));
+                let kernel = |y: Argument<'_>| {
+                    let call = Forward::config(storage, shape).expect("few elements");
+                    let x = encode(storage, &x);
+                    gpu::run(&call, vec![y, Argument::Read(&x)])
+                };
+                let profile = assert_close(
+                    &case,
+                    storage,
+                    Accum::Replace,
+                    n * c,
+                    |y: &mut [f32]| softmax::forward(y, &x, c),
+                    |y: &mut [f64]| softmax::forward(y, &to_f64(&x), c),
+                    kernel,
+                );
+                if c == 256 || c == 4096 {
+                    assert_moves(&case, &profile, 2 * n * c * storage.bytes() as usize);
+                }
+                let (y, dy) = (
+                    stored_values(storage, n * c, 1),
+                    stored_values(storage, n * c, 2),
+                );
+                for accum in Accum::ALL {
+                    let kernel = |dx: Argument<'_>| {
+                        let call = Backward::config(storage, accum, shape).expect("few elements");
+                        let (dy, y) = (encode(storage, &dy), encode(storage, &y));
+                        let operands = vec![dx, Argument::Read(&dy), Argument::Read(&y)];
+                        gpu::run(&call, operands)
+                    };
+                    assert_close(
+                        &case,
+                        storage,
+                        accum,
+                        n * c,
+                        |dx: &mut [f32]| softmax::backward(dx, accum, &dy, &y, c),
+                        |dx: &mut [f64]| softmax::backward(dx, accum, &to_f64(&dy), &to_f64(&y), c),
+                        kernel,
+                    );
+                }
+            }
+        }
+    }
+}

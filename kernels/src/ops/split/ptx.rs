@@ -79,3 +79,44 @@ impl Variant for Narrow {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Argument;
+    use crate::ops::split;
+    use crate::testing::gpu::{self, assert_moves, assert_same_bits, encode, stored_values};
+
+    #[test]
+    fn it_cuts_what_cpus_cut() {
+        let cases = [
+            [1, 1, 0, 1],
+            [5, 9, 2, 6],
+            [7, 12, 8, 4],
+            [67, 6, 3, 3],
+            [33, 7, 1, 1],
+            [20, 384, 128, 128],
+        ];
+        for storage in Storage::ALL {
+            for accum in Accum::ALL {
+                for case in cases {
+                    let [rows, row, start, width] = case;
+                    let src = stored_values(storage, rows * row, 1);
+                    let cpu = |dst: &mut [f32]| split::narrow(dst, accum, &src, row, start, width);
+                    let kernel = |dst: Argument<'_>| {
+                        let call = Narrow::config(storage, accum, case).expect("few elements");
+                        let src = encode(storage, &src);
+                        gpu::run(&call, vec![dst, Argument::Read(&src)])
+                    };
+                    let name = format!("{case:?}");
+                    let n = rows * width;
+                    let profile = assert_same_bits(&name, storage, accum, n, cpu, kernel);
+                    if width == 128 {
+                        let tensors = 2 + usize::from(accum == Accum::Add);
+                        assert_moves(&name, &profile, tensors * n * storage.bytes() as usize);
+                    }
+                }
+            }
+        }
+    }
+}

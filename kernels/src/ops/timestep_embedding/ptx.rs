@@ -110,3 +110,42 @@ impl Variant for Forward {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Accum;
+    use crate::launch::Argument;
+    use crate::ops::timestep_embedding;
+    use crate::testing::gpu::{self, assert_close};
+
+    #[test]
+    fn it_is_that_of_cpus() {
+        let steps: Vec<f32> = (0..50)
+            .map(|i| i as f32 * 20.4)
+            .chain([999.0, 9999.5])
+            .collect();
+        let wide: Vec<f64> = steps.iter().map(|&t| f64::from(t)).collect();
+        let n = steps.len();
+        for storage in Storage::ALL {
+            for (dim, cos_first, shift) in [(1, false, 0.0), (7, true, 0.0), (64, true, 1.0)] {
+                let case = format!("dim {dim}");
+                let table = frequencies(dim, shift);
+                assert_close(
+                    &case,
+                    storage,
+                    Accum::Replace,
+                    n * dim,
+                    |y: &mut [f32]| timestep_embedding::forward(y, &steps, dim, cos_first, shift),
+                    |y: &mut [f64]| timestep_embedding::forward(y, &wide, dim, cos_first, shift),
+                    |y| {
+                        let call = Forward::config(storage, n, dim, cos_first);
+                        let steps = Argument::Read(bytemuck::cast_slice(&steps));
+                        let table = Argument::Read(bytemuck::cast_slice(&table));
+                        gpu::run(&call.expect("few elements"), vec![y, steps, table])
+                    },
+                );
+            }
+        }
+    }
+}

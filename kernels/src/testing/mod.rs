@@ -1,5 +1,7 @@
 //! What the tests of several ops share.
 
+pub mod gpu;
+
 use std::sync::{Mutex, MutexGuard};
 
 use crate::simd::{self, Level};
