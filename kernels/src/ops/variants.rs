@@ -156,6 +156,13 @@ table![
     super::softmax::ptx::Backward,
     super::split::ptx::Narrow,
     super::timestep_embedding::ptx::Forward,
+    super::group_norm::ptx::forward::Moments,
+    super::group_norm::ptx::forward::Merge,
+    super::group_norm::ptx::forward::Apply,
+    super::group_norm::ptx::backward::Sums,
+    super::group_norm::ptx::backward::MergeSums,
+    super::group_norm::ptx::backward::Parameters,
+    super::group_norm::ptx::backward::InputGradient,
 ];
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the tests of several ops share.
 
 pub mod gpu;
+pub mod operands;
 
 use std::sync::{Mutex, MutexGuard};
 

@@ -1,6 +1,7 @@
 //! Group normalisation of NHWC images with the scale-shift and SiLU that follow it in a U-Net, and its gradients.
 
 mod cpu;
+pub mod ptx;
 #[cfg(test)]
 mod tests;
 

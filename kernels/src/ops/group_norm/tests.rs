@@ -2,15 +2,15 @@ use super::*;
 use crate::testing::{assert_bits_agree, assert_within_budget, bits, to_f64, values};
 use crate::{Accum, Float};
 
-struct Operands<T> {
-    x: Vec<T>,
-    dy: Vec<T>,
-    gamma: Vec<T>,
-    beta: Vec<T>,
-    scale_shift: Vec<T>,
+pub(super) struct Operands<T> {
+    pub x: Vec<T>,
+    pub dy: Vec<T>,
+    pub gamma: Vec<T>,
+    pub beta: Vec<T>,
+    pub scale_shift: Vec<T>,
 }
 
-fn operands<T: Float>(d: &GroupNorm) -> Operands<T> {
+pub(super) fn operands<T: Float>(d: &GroupNorm) -> Operands<T> {
     let n = d.n * d.pixels * d.c;
     Operands {
         x: values(n, 1),
@@ -22,9 +22,9 @@ fn operands<T: Float>(d: &GroupNorm) -> Operands<T> {
 }
 
 /// y, mean, rstd, dx, dgamma, dbeta, dscale_shift.
-type Results<T> = [Vec<T>; 7];
+pub(super) type Results<T> = [Vec<T>; 7];
 
-const NAMES: [&str; 7] = ["y", "mean", "rstd", "dx", "dgamma", "dbeta", "dscale_shift"];
+pub(super) const NAMES: [&str; 7] = ["y", "mean", "rstd", "dx", "dgamma", "dbeta", "dscale_shift"];
 
 fn filled<T: Float>(d: &GroupNorm, x: f64) -> Results<T> {
     let n = d.n * d.pixels * d.c;
@@ -41,7 +41,7 @@ fn filled<T: Float>(d: &GroupNorm, x: f64) -> Results<T> {
 }
 
 /// Everything by the definitions, in the type of the operands.
-fn naive<T: Float>(d: &GroupNorm, o: &Operands<T>, scaled: bool) -> Results<T> {
+pub(super) fn naive<T: Float>(d: &GroupNorm, o: &Operands<T>, scaled: bool) -> Results<T> {
     let [
         mut y,
         mut mean,

@@ -1,0 +1,242 @@
+//! The GPU kernels on the simulated GPU, against the definitions.
+
+use super::backward::{InputGradient, MergeSums, Parameters, Sums};
+use super::forward::{Apply, Merge, Moments};
+use super::*;
+use crate::Accum;
+use crate::ops::group_norm::tests::{NAMES, Operands, Results, naive, operands};
+use crate::ops::variants::Plan;
+use crate::testing::gpu::{decode, encode};
+use crate::testing::operands::{Operand, assert_within_budget, rounded, simulate};
+
+/// Elements of x, statistics, and elements of scale_shift.
+fn lengths(d: &GroupNorm) -> [usize; 3] {
+    [d.n * d.pixels * d.c, d.n * d.groups, d.n * 2 * d.c]
+}
+
+/// What the kernels compute, as floats.
+fn gpu(
+    d: &GroupNorm,
+    storage: Storage,
+    o: &Operands<f32>,
+    scaled: bool,
+    accum: Accum,
+    former: f32,
+) -> Results<f32> {
+    let sizes = sizes(d, storage).expect("a size that kernels count");
+    let channels = sizes.channels;
+    let silu = d.silu;
+    let [x, dy, gamma, beta, scale_shift] =
+        [&o.x, &o.dy, &o.gamma, &o.beta, &o.scale_shift].map(|x| Operand::In(encode(storage, x)));
+    let scale_shift = if scaled { scale_shift } else { Operand::Absent };
+    let extents = [d.pixels, d.c, d.groups];
+    let numbers = |more: &[usize]| -> Vec<Operand> {
+        let numbers = extents.iter().chain(more);
+        numbers.map(|&n| Operand::U32(n as u32)).collect()
+    };
+    let single = |n: usize| Operand::Out(4 * n);
+    let [elements, groups, dscale_shift] = lengths(d);
+    let out = |n: usize| match accum {
+        Accum::Replace => Operand::Out(n * storage.bytes() as usize),
+        Accum::Add => Operand::InOut(encode(storage, &vec![former; n])),
+    };
+    let pixels = sizes.pixels_grid;
+
+    let plan = Plan {
+        variant: Moments(channels),
+        grid: pixels,
+    };
+    let operands = [vec![single(sizes.partials), x.clone()], numbers(&[])].concat();
+    let partials = Operand::In(simulate(&plan, &operands).0.remove(0));
+
+    let plan = Plan {
+        variant: Merge,
+        grid: sizes.groups_grid,
+    };
+    let eps = Operand::F32(d.eps as f32);
+    let operands = [
+        vec![single(groups), single(groups), partials],
+        numbers(&[d.n]),
+        vec![eps],
+    ];
+    let (statistics, _) = simulate(&plan, &operands.concat());
+    let [mean, rstd] = [0, 1].map(|i: usize| decode(Storage::F32, &statistics[i]));
+    let affine: Vec<Operand> = statistics
+        .into_iter()
+        .map(Operand::In)
+        .chain([gamma, beta, scale_shift.clone()])
+        .collect();
+
+    let plan = Plan {
+        variant: Apply { channels, silu },
+        grid: pixels,
+    };
+    let y = Operand::Out(elements * storage.bytes() as usize);
+    let operands = [vec![y, x.clone()], affine.clone(), numbers(&[])].concat();
+    let y = simulate(&plan, &operands).0.remove(0);
+
+    let plan = Plan {
+        variant: Sums { channels, silu },
+        grid: pixels,
+    };
+    let operands = [
+        vec![single(sizes.partials), dy.clone(), x.clone()],
+        affine.clone(),
+        numbers(&[]),
+    ];
+    let partials = Operand::In(simulate(&plan, &operands.concat()).0.remove(0));
+
+    let plan = Plan {
+        variant: MergeSums { storage, accum },
+        grid: sizes.groups_grid,
+    };
+    let dscale_shift = match scaled {
+        true => out(dscale_shift),
+        false => Operand::Absent,
+    };
+    let operands = [
+        vec![
+            single(sizes.totals),
+            single(2 * groups),
+            dscale_shift,
+            partials,
+        ],
+        affine.clone(),
+        numbers(&[d.n]),
+    ];
+    let mut merged = simulate(&plan, &operands.concat()).0.into_iter();
+    let [totals, means] = [(); 2].map(|()| Operand::In(merged.next().expect("written")));
+    let dscale_shift = merged.next().map(|b| decode(storage, &b));
+
+    let plan = Plan {
+        variant: Parameters { storage, accum },
+        grid: sizes.channels_grid,
+    };
+    let operands = [
+        out(d.c),
+        out(d.c),
+        totals,
+        scale_shift,
+        Operand::U32(d.c as u32),
+        Operand::U32(d.n as u32),
+    ];
+    let (parameters, _) = simulate(&plan, &operands);
+
+    let plan = Plan {
+        variant: InputGradient {
+            channels,
+            silu,
+            accum,
+        },
+        grid: pixels,
+    };
+    let operands = [vec![out(elements), means, dy, x], affine, numbers(&[])].concat();
+    let dx = simulate(&plan, &operands).0.remove(0);
+    [
+        decode(storage, &y),
+        mean,
+        rstd,
+        decode(storage, &dx),
+        decode(storage, &parameters[0]),
+        decode(storage, &parameters[1]),
+        dscale_shift.unwrap_or_default(),
+    ]
+}
+
+fn check(d: &GroupNorm, storage: Storage, scaled: bool, accum: Accum, offset: f32) {
+    let mut o = operands::<f32>(d);
+    o.x.iter_mut().for_each(|x| *x += offset);
+    for x in [
+        &mut o.x,
+        &mut o.dy,
+        &mut o.gamma,
+        &mut o.beta,
+        &mut o.scale_shift,
+    ] {
+        *x = rounded(storage, x);
+    }
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect();
+    let wide = Operands {
+        x: wide(&o.x),
+        dy: wide(&o.dy),
+        gamma: wide(&o.gamma),
+        beta: wide(&o.beta),
+        scale_shift: wide(&o.scale_shift),
+    };
+    let (mut exact, mut plain) = (naive(d, &wide, scaled), naive(d, &o, scaled));
+    let former = if accum == Accum::Add { 0.5 } else { 0.0 };
+    // Gradients are added to what is there.
+    for gradient in 3..7 {
+        exact[gradient].iter_mut().for_each(|x| *x += former);
+        plain[gradient].iter_mut().for_each(|x| *x += former as f32);
+    }
+    let got = gpu(d, storage, &o, scaled, accum, former as f32);
+    for i in 0..7 {
+        if i == 6 && !scaled {
+            continue;
+        }
+        let case = format!(
+            "{} of {d:?} {storage:?} scaled {scaled} {accum:?}",
+            NAMES[i]
+        );
+        // Statistics are f32 whatever x is.
+        let storage = if i == 1 || i == 2 {
+            Storage::F32
+        } else {
+            storage
+        };
+        assert_within_budget(&case, storage, &got[i], &plain[i], &exact[i]);
+    }
+}
+
+fn norm(n: usize, pixels: usize, c: usize, groups: usize, silu: bool) -> GroupNorm {
+    GroupNorm {
+        n,
+        pixels,
+        c,
+        groups,
+        eps: 1e-5,
+        silu,
+    }
+}
+
+#[test]
+fn all_variants_and_odd_shapes() {
+    for storage in Storage::ALL {
+        for (d, scaled, accum) in [
+            (norm(1, 1, 2, 1, false), false, Accum::Replace),
+            (norm(2, 9, 6, 3, true), true, Accum::Add),
+            (norm(2, 300, 24, 4, true), true, Accum::Replace),
+            (norm(1, 64, 80, 8, false), true, Accum::Add),
+            (norm(3, 33, 64, 64, true), false, Accum::Add),
+        ] {
+            check(&d, storage, scaled, accum, 0.0);
+        }
+    }
+}
+
+/// Where E[x²] − m² would have lost every digit of the variance.
+#[test]
+fn a_mean_far_from_zero_costs_nothing() {
+    check(
+        &norm(1, 300, 16, 2, false),
+        Storage::F32,
+        false,
+        Accum::Replace,
+        1000.0,
+    );
+}
+
+#[test]
+fn what_kernels_cannot_do_is_refused() {
+    let refused = |d| sizes(&d, Storage::F32).expect_err("refused").to_string();
+    assert_eq!(
+        refused(norm(1, 1, 10, 4, false)),
+        "10 channels do not fall into 4 groups"
+    );
+    assert_eq!(
+        refused(norm(70_000, 1, 4, 4, false)),
+        "70000 images, more than the 65535 of a grid"
+    );
+    assert!(refused(norm(1 << 15, 1 << 15, 4, 4, false)).contains("number of elements"));
+}
