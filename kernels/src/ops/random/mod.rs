@@ -1,3 +1,5 @@
 //! Draws on GPUs, bit for bit those of [`crate::random`]: the functions that make them are the same.
 
 pub mod ptx;
+#[cfg(test)]
+mod tests;

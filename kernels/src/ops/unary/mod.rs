@@ -3,6 +3,8 @@
 mod cpu;
 mod function;
 pub mod ptx;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{backward, forward};
 pub use function::{derivative, value};

@@ -1,5 +1,10 @@
 use super::*;
+use crate::Float;
 use crate::ops::variants;
+use crate::sim::Profile;
+use crate::testing::gpu::{decode, encode};
+use crate::testing::operands::{Operand as Bytes, assert_within_budget, rounded, simulate};
+use crate::testing::values;
 
 fn square(extent: usize) -> Matmul {
     Matmul {
@@ -91,4 +96,221 @@ fn what_kernels_cannot_do_is_refused() {
         ..square(1)
     };
     assert!(refuse(&many, Accum::Replace).contains("2147483648 tiles"));
+}
+
+/// What a product has besides its operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fused {
+    Nothing,
+    /// Bias, pre, an activation and the residual.
+    Everything,
+    /// The former contents.
+    Accumulation,
+}
+
+/// c and pre by the definition, in the type of the operands, which are a, b, bias, residual and the former c.
+fn naive<T: Float>(
+    d: &Matmul,
+    fused: Fused,
+    [a, b, bias, residual, c]: &[Vec<T>; 5],
+) -> [Vec<T>; 2] {
+    let (mut results, mut pre) = (vec![], vec![]);
+    for element in 0..d.batch * d.m * d.n {
+        let (batch, row) = (element / (d.m * d.n), element / d.n % d.m);
+        let column = element % d.n;
+        let (a, b) = (&a[batch * d.a_stride..], &b[batch * d.b_stride..]);
+        let sum = (0..d.k).fold(T::ZERO, |sum, p| {
+            let a = a[if d.transpose_a {
+                p * d.m + row
+            } else {
+                row * d.k + p
+            }];
+            let b = b[if d.transpose_b {
+                column * d.k + p
+            } else {
+                p * d.n + column
+            }];
+            a.mul_add(b, sum)
+        });
+        let (before, after) = match fused {
+            Fused::Nothing => (sum, sum),
+            Fused::Accumulation => (sum, c[element] + sum),
+            Fused::Everything => {
+                let before = sum + bias[column];
+                (before, d.activation.apply(before) + residual[element])
+            }
+        };
+        pre.push(before);
+        results.push(after);
+    }
+    [results, pre]
+}
+
+/// Runs a plan on the simulated GPU and judges what it wrote.
+fn check(d: &Matmul, plan: &Plan<Product>, fused: Fused) -> Profile {
+    let storage = plan.variant.storage;
+    let matrices = |stride: usize, one: usize| (d.batch - 1) * stride + one;
+    let outputs = d.batch * d.m * d.n;
+    let sizes = [
+        matrices(d.a_stride, d.m * d.k),
+        matrices(d.b_stride, d.n * d.k),
+        d.n,
+        outputs,
+        outputs,
+    ];
+    let mut seed = 0;
+    let operands = sizes.map(|n| {
+        seed += 1;
+        rounded(storage, &values::<f32>(n, seed))
+    });
+    let wide = operands
+        .each_ref()
+        .map(|x| x.iter().map(|&x| f64::from(x)).collect());
+    let [c, pre] = naive(d, fused, &operands);
+    let [exact_c, exact_pre] = naive::<f64>(d, fused, &wide);
+
+    let size = outputs * storage.bytes() as usize;
+    let [a, b, bias, residual, old] = operands.map(|x| encode(storage, &x));
+    let everything = fused == Fused::Everything;
+    let optional = |x: Bytes| if everything { x } else { Bytes::Absent };
+    let mut launch = vec![
+        match fused {
+            Fused::Accumulation => Bytes::InOut(old),
+            _ => Bytes::Out(size),
+        },
+        optional(Bytes::Out(size)),
+        Bytes::In(a),
+        Bytes::In(b),
+        optional(Bytes::In(bias)),
+        optional(Bytes::In(residual)),
+    ];
+    let numbers = [d.m, d.n, d.k, d.a_stride, d.b_stride, d.activation as usize];
+    launch.extend(numbers.map(|n| Bytes::U32(n as u32)));
+    let (written, profile) = simulate(plan, &launch);
+    let case = format!("{d:?} {fused:?} {}", plan.variant.name());
+    let got = decode(storage, &written[0]);
+    assert_within_budget(&case, storage, &got, &c, &exact_c);
+    if everything {
+        let got = decode(storage, &written[1]);
+        assert_within_budget(&format!("pre of {case}"), storage, &got, &pre, &exact_pre);
+    }
+    profile
+}
+
+fn check_config(d: &Matmul, storage: Storage, fused: Fused) {
+    let accum = match fused {
+        Fused::Accumulation => Accum::Add,
+        _ => Accum::Replace,
+    };
+    let plan = config(d, storage, accum, Arch::Sm80).expect("a size that kernels count");
+    check(d, &plan, fused);
+}
+
+const TRANSPOSES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+fn product(m: usize, n: usize, k: usize, (transpose_a, transpose_b): (bool, bool)) -> Matmul {
+    Matmul {
+        m,
+        n,
+        k,
+        transpose_a,
+        transpose_b,
+        ..square(0)
+    }
+}
+
+#[test]
+fn odd_shapes_and_all_transposes() {
+    for storage in Storage::ALL {
+        for transposes in TRANSPOSES {
+            for (m, n, k) in [(1, 1, 1), (5, 3, 0), (67, 65, 35), (72, 80, 136)] {
+                check_config(&product(m, n, k, transposes), storage, Fused::Nothing);
+            }
+        }
+    }
+}
+
+/// One large tile after the other, whatever `config` would choose.
+fn in_large_tiles(d: &Matmul, storage: Storage) -> Plan<Product> {
+    let variant = Product {
+        tile: Tile::Large,
+        ..plan(d, storage).variant
+    };
+    assert!(variant.aligned);
+    let tiles = d.m.div_ceil(128) * d.n.div_ceil(128);
+    Plan {
+        variant,
+        grid: [tiles as u32, 1, 1],
+    }
+}
+
+#[test]
+fn large_tiles() {
+    for storage in Storage::ALL {
+        for transposes in TRANSPOSES {
+            let d = product(136, 144, 72, transposes);
+            check(&d, &in_large_tiles(&d, storage), Fused::Nothing);
+        }
+    }
+}
+
+/// Before the epilogue, every access takes as few passes through the banks and as few sectors as its width allows.
+#[test]
+fn main_loops_have_no_bank_conflicts_and_full_sectors() {
+    for storage in Storage::ALL {
+        for transposes in TRANSPOSES {
+            let d = product(128, 128, 64, transposes);
+            let plan = in_large_tiles(&d, storage);
+            let text = plan.variant.assemble().kernel.text;
+            let epilogue = text.lines().position(|l| l.contains("free for the sums"));
+            let epilogue = epilogue.expect("the comment before the epilogue") as u32;
+            let profile = check(&d, &plan, Fused::Nothing);
+            for line in profile.lines.iter().filter(|line| line.line <= epilogue) {
+                let counts = line.counts;
+                let what = text.lines().nth(line.line as usize - 1);
+                let case = format!("{} {what:?} {counts:?}", plan.variant.name());
+                assert_eq!(counts.wavefronts, counts.least_wavefronts, "{case}");
+                assert_eq!(counts.sectors, counts.least_sectors, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_shared_and_strided() {
+    for (a_stride, b_stride) in [
+        (24 * 40, 0),
+        (0, 40 * 16),
+        (24 * 40 + 8, 40 * 16 + 16),
+        (961, 643),
+    ] {
+        let d = Matmul {
+            batch: 3,
+            a_stride,
+            b_stride,
+            ..product(24, 16, 40, (false, true))
+        };
+        check_config(&d, Storage::Bf16, Fused::Nothing);
+        check_config(&d, Storage::F32, Fused::Nothing);
+    }
+}
+
+#[test]
+fn epilogues() {
+    for storage in Storage::ALL {
+        for (m, n, k) in [(70, 72, 40), (9, 13, 21)] {
+            check_config(
+                &product(m, n, k, (false, false)),
+                storage,
+                Fused::Accumulation,
+            );
+            for activation in Activation::ALL {
+                let d = Matmul {
+                    activation,
+                    ..product(m, n, k, (false, false))
+                };
+                check_config(&d, storage, Fused::Everything);
+            }
+        }
+    }
 }
