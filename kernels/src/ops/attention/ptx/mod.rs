@@ -282,10 +282,18 @@ impl Forward {
 
     fn contract(&self, k: &Assembler, tiling: Tiling) {
         let (queries, keys) = (tiling.queries(), tiling.keys);
+        let stages = if self.keys == Keys::Streamed {
+            STAGES
+        } else {
+            1
+        };
+        let (scores, outputs) = (tiling.rows * keys / 32, tiling.rows * self.head_dim / 32);
         k.contract(&format!(
             "out = softmax(scale * q*k^T) * v and lse = log(sum(exp(scale * q*k^T))), head_dim {}, {}.\n\
              Grid: n * heads * ceil(queries / {queries}) CTAs of {} threads, the last queries first.\n\
              {} queries a warp meet {keys} keys at a time, {}.\n\
+             Shared memory: {queries} queries, and {stages} times {keys} keys and values.\n\
+             Registers of a lane: {scores} scores, {outputs} outputs, and what is loaded for the next products.\n\
              Reads q once, and keys, values and mask once for each {queries} queries; writes out and lse once.",
             self.head_dim,
             self.storage.name(),

@@ -305,6 +305,7 @@ impl Product {
             "{}: [pixels, taps * c_in] patches times [c_out, taps * c_in] weights.\n\
              Grid: ceil(n * out_h * out_w / {rows}) * ceil(c_out / {columns}) CTAs of {} threads; a tile of {rows} x {columns} each,\n\
              warps of {} x {}, slices of {} columns of the patches in the stages of a product.\n\
+             Registers of a lane: {} sums, and the fragments of two steps.\n\
              Reads every pixel of x once a tap (the first time from global memory, then from caches) and each tile of c_out,\n\
              weights once a tile of pixels, bias and residual once; writes y once.",
             self.storage.name(),
@@ -312,6 +313,7 @@ impl Product {
             tiling.warp[0],
             tiling.warp[1],
             tiling.depth,
+            rows * columns / tiling.threads(),
         ));
         let y = k.floats(self.storage, "y");
         let x = k.buffer::<E>("x");
