@@ -6,6 +6,8 @@ mod head;
 mod scalar;
 mod softmax;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use super::Attention;
 use crate::launch::Arch;

@@ -5,6 +5,8 @@
 
 mod flip;
 mod patches;
+#[cfg(test)]
+mod tests;
 
 pub use flip::Flip;
 
