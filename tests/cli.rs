@@ -291,3 +291,96 @@ fn a_kernel_that_is_shown_runs_and_its_mistakes_name_the_line() {
     let said = refused(&unclip(dir.path(), &["kernels", "show", "nothing"]), 2);
     assert!(said.contains("no kernel's name contains"), "{said}");
 }
+
+/// A safetensors file of the tensors that a tiny CLIP takes, and what else is asked.
+fn clip_inputs(path: &Path, more: &[(&str, Vec<usize>)]) {
+    use safetensors::Dtype;
+    use safetensors::tensor::{TensorView, serialize};
+    let ids: Vec<u8> = [512i64, 7, 9, 513]
+        .iter()
+        .cycle()
+        .take(8)
+        .flat_map(|id| id.to_le_bytes())
+        .collect();
+    let numbers = |count: usize| -> Vec<u8> {
+        (0..count)
+            .flat_map(|i| ((i % 17) as f32 / 8.0 - 1.0).to_le_bytes())
+            .collect()
+    };
+    let mut floats = vec![("pixel_values", vec![2, 3, 16, 16])];
+    floats.extend(more.iter().cloned());
+    let bytes: Vec<Vec<u8>> = floats
+        .iter()
+        .map(|(_, shape)| numbers(shape.iter().product()))
+        .collect();
+    let mut views: Vec<(&str, TensorView)> = floats
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape), bytes)| {
+            (
+                *name,
+                TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+            )
+        })
+        .collect();
+    views.push((
+        "input_ids",
+        TensorView::new(Dtype::I64, vec![2, 4], &ids).unwrap(),
+    ));
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_component_can_be_probed() {
+    let dir = workspace();
+    succeeded(&unclip(dir.path(), &["train", "clip.toml"]));
+    clip_inputs(&dir.path().join("x.safetensors"), &[]);
+    let probe = |more: &[&str]| {
+        let mut arguments = vec!["probe", "clip/model", "clip", "--inputs", "x.safetensors"];
+        arguments.extend(more);
+        unclip(dir.path(), &arguments)
+    };
+    let listed = succeeded(&probe(&["--list"]));
+    assert!(listed.contains("logits_per_image [2, 2]"), "{listed}");
+    assert!(
+        listed.contains("vision_model.encoder.layers.0.mlp.fc1 [2, 17, 64]"),
+        "{listed}"
+    );
+    succeeded(&probe(&[
+        "--save",
+        "y.safetensors",
+        "--activations",
+        "*.self_attn.probs",
+        "--gradients",
+        "*_projection.weight",
+    ]));
+    let bytes = fs::read(dir.path().join("y.safetensors")).unwrap();
+    let saved = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, shape) in [
+        ("loss", vec![]),
+        ("text_embeds", vec![2, 16]),
+        (
+            "text_model.encoder.layers.0.self_attn.probs",
+            vec![2, 2, 4, 4],
+        ),
+        ("visual_projection.weight", vec![16, 16]),
+    ] {
+        let found = saved.tensor(name).unwrap();
+        assert_eq!(found.shape(), shape, "{name}");
+    }
+    assert!(
+        saved
+            .tensor("visual_projection.weight")
+            .unwrap()
+            .data()
+            .iter()
+            .any(|&b| b != 0)
+    );
+
+    clip_inputs(&dir.path().join("x.safetensors"), &[("smaple", vec![1])]);
+    let said = refused(&probe(&["--list"]), 2);
+    assert!(said.contains("no input smaple"), "{said}");
+    fs::write(dir.path().join("x.safetensors"), b"no tensors").unwrap();
+    let said = refused(&probe(&["--list"]), 2);
+    assert!(said.contains("no safetensors file"), "{said}");
+}

@@ -293,7 +293,12 @@ fn of_class<M: Probe>(dir: &Folder, inputs: &Inputs, request: &Request) -> Resul
         named.push(((*name).to_owned(), outward(value.tensor())?));
     }
     for (name, value) in t.taken() {
-        named.push((name, outward(&value)?));
+        // An attention map, [n, heads, queries, keys], is the only activation of rank 4 that is no picture.
+        let value = match name.ends_with("probs") {
+            true => value.contiguous(),
+            false => outward(&value)?,
+        };
+        named.push((name, value));
     }
     if let Some(wanted) = &request.gradients {
         let loss = outputs.iter().find(|(name, _)| *name == "loss");
