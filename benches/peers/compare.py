@@ -63,7 +63,7 @@ def table(rows):
     sides = {}
     for row in rows:
         sides.setdefault(row["name"], {}).setdefault(row["side"], []).append(row)
-    # The fastest of the runs: a neighbour on the same host slows a measurement of the peak, nothing speeds it.
+    # The fastest of the runs: other work on the machine slows a measurement of the peak, nothing speeds it.
     peaks = {key: max((row[key] for row in rows if key in row), default=None) for key in ("peak_flops", "peak_bytes")}
     lines = []
     if peaks["peak_flops"]:

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::assemble::{Runs, assemble};
 use crate::demo::plan::Settings;
 
-/// Put four finished runs together to a directory that `generate` and `eval` (and diffusers) open.
+/// Put four finished runs together to a directory that `generate` and `eval` open, in diffusers' layout.
 #[derive(clap::Args)]
 pub struct Assemble {
     /// A finished run of the clip stage.
