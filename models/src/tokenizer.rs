@@ -4,7 +4,6 @@
 //! vocabulary is 256 bytes, the same 256 at a word's end, one token per merge, then the start and end markers. The files
 //! are those that transformers' `CLIPTokenizer` and `CLIPTokenizerFast` open.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -380,7 +379,7 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-fn read(dir: &Folder, name: &str) -> Result<Cow<'static, [u8]>> {
+fn read(dir: &Folder, name: &str) -> Result<Vec<u8>> {
     dir.read(name, LONGEST_FILE).or_else(|reason| {
         error(format!(
             "cannot read {}: {reason}; a tokenizer folder holds tokenizer.json, or vocab.json and merges.txt",
