@@ -105,6 +105,33 @@ impl<'k> Division<'k> {
     }
 }
 
+/// Where the combination number `index` of some loops lies, for each list of their strides. `extents` are those of all
+/// loops but the outermost.
+pub fn place<'k>(
+    index: Value<'k, U32>,
+    extents: &[Division<'k>],
+    strides: &[&[Value<'k, U32>]],
+) -> Vec<Value<'k, U32>> {
+    let zero = Value::from_bits(0);
+    let mut at = vec![zero; strides.len()];
+    let mut rest = index;
+    let loops = strides[0].len();
+    for l in (0..loops).rev() {
+        let index = match l {
+            0 => rest,
+            _ => {
+                let [quotient, remainder] = extents[l - 1].split(rest);
+                rest = quotient;
+                remainder
+            }
+        };
+        for (at, strides) in at.iter_mut().zip(strides) {
+            *at = index.mul_add(strides[l], *at);
+        }
+    }
+    at
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

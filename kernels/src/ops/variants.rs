@@ -132,6 +132,7 @@ table![
     super::conv2d::ptx::Flip,
     super::affine::ptx::Forward,
     super::avg_pool2::ptx::SumBlocks,
+    super::binary::ptx::Forward,
     super::concat::ptx::Join,
     super::copy::ptx::Accumulate,
     super::copy::ptx::Copy,

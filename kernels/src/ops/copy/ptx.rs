@@ -6,7 +6,7 @@
 use crate::Accum;
 use crate::launch::Arch;
 use crate::ops::elementwise::{THREADS, for_each_chunk, grid};
-use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
+use crate::ops::geometry::{Call, Division, Divisor, linear_grid, place};
 use crate::ops::spans::for_each_span;
 use crate::ops::variants::{Plan, Refused, Variant, count};
 use crate::ptx::{
@@ -241,33 +241,6 @@ impl Copy {
             }
         });
     }
-}
-
-/// Where the combination number `index` of some loops lies, for each list of their strides. `extents` are those of all
-/// loops but the outermost.
-fn place<'k>(
-    index: Value<'k, U32>,
-    extents: &[Division<'k>],
-    strides: &[&[Value<'k, U32>]],
-) -> Vec<Value<'k, U32>> {
-    let zero = Value::from_bits(0);
-    let mut at = vec![zero; strides.len()];
-    let mut rest = index;
-    let loops = strides[0].len();
-    for l in (0..loops).rev() {
-        let index = match l {
-            0 => rest,
-            _ => {
-                let [quotient, remainder] = extents[l - 1].split(rest);
-                rest = quotient;
-                remainder
-            }
-        };
-        for (at, strides) in at.iter_mut().zip(strides) {
-            *at = index.mul_add(strides[l], *at);
-        }
-    }
-    at
 }
 
 /// The address of a unit of 1, 2, 4, 8 or 16 bytes.
