@@ -125,6 +125,7 @@ table![
     super::unary::ptx::Forward,
     super::unary::ptx::Backward,
     super::matmul::ptx::Product,
+    super::matmul::ptx::parts::Merge,
     super::random::ptx::Fill,
     super::attention::ptx::Forward,
     super::conv2d::ptx::Forward,

@@ -13,7 +13,7 @@ pub use flip::Flip;
 use super::Conv2d;
 use crate::Accum;
 use crate::launch::Arch;
-use crate::ops::matmul::ptx::epilogue::Epilogue;
+use crate::ops::matmul::ptx::epilogue::{Epilogue, Fused, Operands};
 use crate::ops::matmul::ptx::operand::{Dimension, Element, Operand, Side};
 use crate::ops::matmul::ptx::{Sums, Tile, Tiling, multiply, rasterise, scalar, tensor};
 use crate::ops::variants::{Plan, Refused, Variant, count};
@@ -352,23 +352,36 @@ impl Product {
                 first: first_column,
                 extent: sizes.c_out,
                 depth,
+                part: [zero, depth],
                 k_major: true,
             },
         );
-        let sums: S = multiply(k, tiling, depth, patches.slices, weights.slices, |stage| {
-            patches.load(stage);
-            weights.load(stage);
-        });
-        let epilogue = Epilogue {
+        let sums: S = multiply(
             k,
             tiling,
-            accum: self.accum,
+            [zero, depth],
+            patches.slices,
+            weights.slices,
+            |stage| {
+                patches.load(stage);
+                weights.load(stage);
+            },
+        );
+        let fused = Fused {
             activation: None,
-            aligned: self.aligned,
-            c: y,
             pre: None,
             bias,
             residual,
+        };
+        let epilogue = Epilogue {
+            tiling,
+            aligned: self.aligned,
+            operands: Operands {
+                k,
+                accum: self.accum,
+                c: y,
+                fused: Some(fused),
+            },
             first_row,
             first_column,
             rows: pixels,

@@ -1,12 +1,11 @@
 //! What follows a product: the sums go through shared memory, 16 rows of a warp at a time, so that each thread gets some
-//! that lie side by side in the output and in whatever is read for them.
+//! that lie side by side in the output and in whatever is read for them; then [`Completion`] finishes them.
 
 use super::Tiling;
 use crate::Accum;
 use crate::ops::matmul::Activation;
 use crate::ptx::{
-    Assembler, F32, Fast, Floats, Layout, Pointer, Pred, Shared, Storage, Tile, U32, Value,
-    Variable,
+    Assembler, F32, Fast, Floats, Layout, Pred, Storage, Tile, U32, U64, Value, Variable,
 };
 
 /// Rows of sums that a warp exchanges at a time.
@@ -20,16 +19,9 @@ pub struct Slab<'k> {
 }
 
 pub struct Epilogue<'k> {
-    pub k: &'k Assembler,
     pub tiling: Tiling,
-    pub accum: Accum,
-    /// An [`Activation`] as a number, where the kernel has them.
-    pub activation: Option<Value<'k, U32>>,
     pub aligned: bool,
-    pub c: Floats<'k>,
-    pub pre: Option<Floats<'k>>,
-    pub bias: Floats<'k>,
-    pub residual: Floats<'k>,
+    pub operands: Operands<'k>,
     /// Where the CTA's tile begins.
     pub first_row: Value<'k, U32>,
     pub first_column: Value<'k, U32>,
@@ -39,9 +31,36 @@ pub struct Epilogue<'k> {
     pub batch: Value<'k, U32>,
 }
 
+/// What sums are completed with, and where they go.
+#[derive(Clone, Copy)]
+pub struct Operands<'k> {
+    pub k: &'k Assembler,
+    pub accum: Accum,
+    pub c: Floats<'k>,
+    /// The rest, where the kernel has it.
+    pub fused: Option<Fused<'k>>,
+}
+
+/// What a launch may have or not.
+#[derive(Clone, Copy)]
+pub struct Fused<'k> {
+    /// An [`Activation`] as a number, where the kernel has them.
+    pub activation: Option<Value<'k, U32>>,
+    pub pre: Option<Floats<'k>>,
+    pub bias: Floats<'k>,
+    pub residual: Floats<'k>,
+}
+
 /// The operands of one matrix of the batch, and which of them are there.
-struct Matrices<'k> {
+pub struct Completion<'k> {
+    k: &'k Assembler,
+    accum: Accum,
     c: Floats<'k>,
+    fused: Option<Present<'k>>,
+}
+
+struct Present<'k> {
+    activation: Option<Value<'k, U32>>,
     /// With whether it is there.
     pre: Option<(Floats<'k>, Value<'k, Pred>)>,
     bias: Floats<'k>,
@@ -53,7 +72,7 @@ struct Matrices<'k> {
 impl<'k> Epilogue<'k> {
     /// Calls `store(slab, to)`, which puts the warp's rows `16·slab` and on into `to`, for each slab, and completes them.
     pub fn write(&self, store: impl Fn(u32, Slab<'k>)) {
-        let k = self.k;
+        let k = self.operands.k;
         let [rows, columns] = self.tiling.warp;
         // Eight floats between rows: four rows of pairs fill all banks once.
         let layout = Layout::padded(ROWS, columns, 8);
@@ -68,15 +87,8 @@ impl<'k> Epilogue<'k> {
         let first_column = self.first_column + warp_column * columns;
 
         let start = self.batch.mul_wide(self.rows * self.columns);
-        let matrices = Matrices {
-            c: self.c.at_wide(start),
-            pre: self.pre.map(|pre| (pre.at_wide(start), pre.is_present())),
-            bias: self.bias,
-            has_bias: self.bias.is_present(),
-            residual: self.residual.at_wide(start),
-            has_residual: self.residual.is_present(),
-        };
-        let chunk = self.c.storage().chunk();
+        let completion = self.operands.completion(start);
+        let chunk = self.operands.c.storage().chunk();
         let chunks = columns / chunk;
         for index in 0..rows / ROWS {
             k.comment(format_args!(
@@ -98,37 +110,54 @@ impl<'k> Epilogue<'k> {
                 k.if_(inside, || {
                     let element = row * self.columns + column;
                     if self.aligned {
-                        self.complete(&matrices, sums, element, column, chunk);
+                        let sums = (0..chunk / 4).flat_map(|i| sums.at(4 * i).load_vector::<4>());
+                        completion.complete(sums.collect(), element, column);
                     } else {
                         let end = (self.columns - column).min(chunk);
                         k.for_(0, end, 1, |i| {
-                            self.complete(&matrices, sums.at(i), element + i, column + i, 1);
+                            completion.complete(vec![sums.at(i).load()], element + i, column + i);
                         });
                     }
                 });
             });
         }
     }
+}
 
-    /// Completes the `width` sums at `sums`: element `element` of the output and on, in column `column` and on.
-    fn complete(
+impl<'k> Operands<'k> {
+    /// Of the matrix that begins with element `start`.
+    pub fn completion(&self, start: Value<'k, U64>) -> Completion<'k> {
+        let present = |f: Fused<'k>| Present {
+            activation: f.activation,
+            pre: f.pre.map(|pre| (pre.at_wide(start), pre.is_present())),
+            bias: f.bias,
+            has_bias: f.bias.is_present(),
+            residual: f.residual.at_wide(start),
+            has_residual: f.residual.is_present(),
+        };
+        Completion {
+            k: self.k,
+            accum: self.accum,
+            c: self.c.at_wide(start),
+            fused: self.fused.map(present),
+        }
+    }
+}
+
+impl<'k> Completion<'k> {
+    /// Completes sums: element `element` of the output and on, in column `column` and on.
+    pub fn complete(
         &self,
-        o: &Matrices<'k>,
-        sums: Pointer<'k, Shared, F32>,
+        sums: Vec<Value<'k, F32>>,
         element: Value<'k, U32>,
         column: Value<'k, U32>,
-        width: u32,
     ) {
         let k = self.k;
-        let sums: Vec<Value<'k, F32>> = match width {
-            1 => vec![sums.load()],
-            _ => (0..width / 4)
-                .flat_map(|i| sums.at(4 * i).load_vector::<4>())
-                .collect(),
+        let to = self.c.at(element);
+        let Some(fused) = self.fused.as_ref().filter(|_| self.accum == Accum::Replace) else {
+            return to.put_span(self.accum, &sums);
         };
-        if self.accum == Accum::Add {
-            return o.c.at(element).put_span(Accum::Add, &sums);
-        }
+        let width = sums.len() as u32;
         let results: Vec<Variable<'k, F32>> = sums.into_iter().map(|s| k.variable(s)).collect();
         let values = || results.iter().map(|r| r.get()).collect::<Vec<_>>();
         let add = |others: Floats<'k>| {
@@ -136,11 +165,11 @@ impl<'k> Epilogue<'k> {
                 result.set(*result + other);
             }
         };
-        k.if_(o.has_bias, || add(o.bias.at(column)));
-        if let Some((pre, is_present)) = o.pre {
+        k.if_(fused.has_bias, || add(fused.bias.at(column)));
+        if let Some((pre, is_present)) = fused.pre {
             k.if_(is_present, || pre.at(element).store_span(&values()));
         }
-        let choices = self.activation.into_iter().flat_map(|chosen| {
+        let choices = fused.activation.into_iter().flat_map(|chosen| {
             let some = |a: &Activation| *a != Activation::None;
             let activations = Activation::ALL.into_iter().filter(some);
             activations.map(move |activation| (chosen, activation))
@@ -155,7 +184,7 @@ impl<'k> Epilogue<'k> {
                 }
             });
         }
-        k.if_(o.has_residual, || add(o.residual.at(element)));
-        o.c.at(element).store_span(&values());
+        k.if_(fused.has_residual, || add(fused.residual.at(element)));
+        to.store_span(&values());
     }
 }

@@ -3,10 +3,12 @@
 //! A CTA computes one tile of the output. Slices of both operands travel through shared memory by `cp.async`, four stages
 //! deep, in whichever order they are stored; nothing is transposed in memory. bf16 multiplies on tensor cores
 //! ([`tensor`]), f32 with fused multiply-adds ([`scalar`]), never rounded to TF32. The sums leave through the
-//! [`epilogue`], which applies bias, activation and residual while they are in f32.
+//! [`epilogue`], which applies bias, activation and residual while they are in f32. A deep product of few tiles is cut
+//! along k ([`parts`]), so that it still fills a GPU.
 
 pub(in crate::ops) mod epilogue;
 pub(in crate::ops) mod operand;
+pub mod parts;
 pub(in crate::ops) mod scalar;
 pub(in crate::ops) mod tensor;
 #[cfg(test)]
@@ -15,9 +17,11 @@ mod tests;
 use super::{Activation, Matmul};
 use crate::Accum;
 use crate::launch::{Arch, Argument};
+use crate::ops::geometry::{Call, linear_grid};
 use crate::ops::variants::{MAX_ELEMENTS, Plan, Refused, Variant, count};
 use crate::ptx::{Assembler, Bf16, F32, Storage, U32, Value};
 use operand::{Dimension, Element, Operand, Side, Slices};
+use parts::InParts;
 
 /// Stages of the pipeline: three slices under way while one is multiplied.
 const STAGES: u32 = 4;
@@ -26,7 +30,8 @@ const STAGES: u32 = 4;
 /// share slices of both operands in the second cache.
 const RASTER_ROWS: u32 = 8;
 
-/// c = act(a·b + bias) + residual, or c += a·b. Launch with [`Product::arguments`].
+/// c = act(a·b + bias) + residual, or c += a·b. Launch with [`Product::arguments`]; or, of a product in parts, as [`plan`]
+/// says.
 ///
 /// What the epilogue does is an argument: a branch that all threads take alike costs nothing beside a product, and spares
 /// four times as many variants.
@@ -38,6 +43,8 @@ pub struct Product {
     pub transpose_b: bool,
     /// Whether every row of every matrix starts at a multiple of 16 bytes, so that whole chunks can be copied.
     pub aligned: bool,
+    /// How c is stored: as the operands; or, being partial sums, in f32.
+    pub to: Storage,
     pub accum: Accum,
 }
 
@@ -115,16 +122,88 @@ impl Product {
             bias,
             residual,
         } = buffers;
-        let numbers = [d.m, d.n, d.k, d.a_stride, d.b_stride].map(|n| Argument::U32(n as u32));
+        let numbers = Product::numbers(d, d.k).map(Argument::U32);
         [c, pre, a, b, bias, residual]
             .into_iter()
             .chain(numbers)
-            .chain([Argument::U32(d.activation as u32)])
             .collect()
+    }
+
+    /// Those that follow the buffers, for parts of k that are at least `part` deep.
+    pub(super) fn numbers(d: &Matmul, part: usize) -> [u32; 8] {
+        let activation = d.activation as usize;
+        // Whole chunks of any storage.
+        let part = part.next_multiple_of(8);
+        [
+            d.m, d.n, d.k, d.a_stride, d.b_stride, d.batch, part, activation,
+        ]
+        .map(|n| n as u32)
     }
 }
 
-/// The kernel for a descriptor.
+/// The launches for a descriptor, which may cut the product into parts. The product takes the buffers in the order of
+/// [`Buffers`]; where there are parts, `Write` of their sums for c, and `Null` for pre, bias and residual, which are
+/// [`parts::Merge`]'s then.
+///
+/// # Errors
+/// As [`config`].
+pub fn plan(
+    d: &Matmul,
+    storage: Storage,
+    accum: Accum,
+    arch: Arch,
+) -> Result<InParts<Product>, Refused> {
+    let whole = config(d, storage, accum, arch)?;
+    let choice = parts::choose(storage, whole.variant.aligned, d.k, |tile| {
+        tiles(d, Tiling::new(tile, storage))
+    });
+    let Some((tile, parts)) = choice else {
+        return Ok(InParts {
+            product: Call {
+                plan: whole,
+                numbers: Product::numbers(d, d.k).to_vec(),
+            },
+            merge: None,
+            partials: 0,
+        });
+    };
+    let variant = Product {
+        tile,
+        to: Storage::F32,
+        accum: Accum::Replace,
+        ..whole.variant
+    };
+    let grid = tiles(d, Tiling::new(tile, storage)) * parts.count;
+    // The merge activates.
+    let sums = Matmul {
+        activation: Activation::None,
+        ..*d
+    };
+    let outputs = d.batch * d.m * d.n;
+    let merge = parts::Merge {
+        storage,
+        aligned: whole.variant.aligned,
+        accum,
+    };
+    Ok(InParts {
+        product: Call::new(
+            variant,
+            linear_grid(grid)?,
+            Product::numbers(&sums, parts.depth).to_vec(),
+        ),
+        merge: Some(merge.call(outputs, d.n, parts.count, d.activation)?),
+        partials: parts.count * outputs,
+    })
+}
+
+/// CTAs of a product.
+fn tiles(d: &Matmul, tiling: Tiling) -> usize {
+    let [rows, columns] = tiling.cta;
+    let tiles = d.m.div_ceil(rows as usize) * d.n.div_ceil(columns as usize);
+    tiles.saturating_mul(d.batch)
+}
+
+/// The kernel that computes a descriptor's product by itself.
 ///
 /// # Errors
 /// If an extent or an operand is larger than kernels count, or an epilogue comes with [`Accum::Add`].
@@ -157,18 +236,14 @@ pub fn config(
         && whole(if d.transpose_b { d.k } else { d.n })
         && whole(d.a_stride)
         && whole(d.b_stride);
-    let ctas = |[rows, columns]: [u32; 2]| {
-        let tiles = d.m.div_ceil(rows as usize) * d.n.div_ceil(columns as usize);
-        tiles.saturating_mul(d.batch)
-    };
+    let ctas = |tile| tiles(d, Tiling::new(tile, storage));
     // A large tile reads half as much for each product as a small one, but small ones fill a GPU of some 130
     // multiprocessors with four times fewer outputs. Element-wise copies are bound by their instructions either way.
-    let large = Tiling::new(Tile::Large, storage).cta;
-    let tile = match aligned && ctas(large) >= 128 {
+    let tile = match aligned && ctas(Tile::Large) >= 128 {
         true => Tile::Large,
         false => Tile::Small,
     };
-    let grid = ctas(Tiling::new(tile, storage).cta);
+    let grid = ctas(tile);
     if grid >= MAX_ELEMENTS {
         return Err(Refused(format!(
             "the product has {grid} tiles, more than the {MAX_ELEMENTS} CTAs of a grid"
@@ -181,6 +256,7 @@ pub fn config(
             transpose_a: d.transpose_a,
             transpose_b: d.transpose_b,
             aligned,
+            to: storage,
             accum,
         },
         grid: [grid as u32, 1, 1],
@@ -202,12 +278,13 @@ impl Variant for Product {
                 for (transpose_a, transpose_b) in
                     [(false, false), (false, true), (true, false), (true, true)]
                 {
-                    all.extend(Accum::ALL.map(|accum| Product {
+                    all.extend(outputs(storage).map(|(to, accum)| Product {
                         storage,
                         tile,
                         transpose_a,
                         transpose_b,
                         aligned,
+                        to,
                         accum,
                     }));
                 }
@@ -228,7 +305,7 @@ impl Variant for Product {
                 Tile::Small => "small",
             },
             if self.aligned { "aligned" } else { "any" },
-            self.accum.name()
+            output_name(self.storage, self.to, self.accum)
         )
     }
 
@@ -245,6 +322,21 @@ impl Variant for Product {
             Storage::F32 => self.write_as::<F32, scalar::Sums>(k),
             Storage::Bf16 => self.write_as::<Bf16, tensor::Sums>(k),
         }
+    }
+}
+
+/// Where products of operands of a storage go, and how: to a tensor like them, or to partial sums.
+pub(in crate::ops) fn outputs(storage: Storage) -> impl Iterator<Item = (Storage, Accum)> {
+    let partials = (storage != Storage::F32).then_some((Storage::F32, Accum::Replace));
+    let whole = Accum::ALL.into_iter().map(move |accum| (storage, accum));
+    whole.chain(partials)
+}
+
+/// A part of a kernel's name.
+pub(in crate::ops) fn output_name(storage: Storage, to: Storage, accum: Accum) -> &'static str {
+    match to == storage {
+        true => accum.name(),
+        false => "parts",
     }
 }
 
@@ -266,11 +358,12 @@ impl Product {
         let [rows, columns] = tiling.cta;
         k.contract(&format!(
             "{}: a {}, b {}, {}.\n\
-             Grid: batch * ceil(m / {rows}) * ceil(n / {columns}) CTAs of {} threads; a tile of {rows} x {columns} each, warps of {} x {},\n\
-             slices of {} along k in {STAGES} stages.",
-            match self.accum {
-                Accum::Replace => "c = act(a*b + bias) + residual",
-                Accum::Add => "c += a*b",
+             Grid: parts * batch * ceil(m / {rows}) * ceil(n / {columns}) CTAs of {} threads; a tile of {rows} x {columns} each, warps of {} x {},\n\
+             slices of {} along k in {STAGES} stages. Of the k of a part only; c [parts, batch, m, n].",
+            match (self.accum, self.to == self.storage) {
+                (Accum::Replace, true) => "c = act(a*b + bias) + residual",
+                (Accum::Replace, false) => "c = a*b, in f32",
+                (Accum::Add, _) => "c += a*b",
             },
             if self.transpose_a { "[k, m]" } else { "[m, k]" },
             if self.transpose_b { "[n, k]" } else { "[k, n]" },
@@ -280,7 +373,7 @@ impl Product {
             tiling.warp[1],
             tiling.depth,
         ));
-        let c = k.floats(self.storage, "c");
+        let c = k.floats(self.to, "c");
         let pre = k.floats(self.storage, "pre");
         let a = k.buffer::<E>("a");
         let b = k.buffer::<E>("b");
@@ -288,6 +381,7 @@ impl Product {
         let residual = k.floats(self.storage, "residual").read_only();
         let [m, n, depth] = ["m", "n", "k"].map(|name| k.parameter::<U32>(name));
         let [a_stride, b_stride] = ["a_stride", "b_stride"].map(|name| k.parameter::<U32>(name));
+        let [batches, part] = ["batch", "part"].map(|name| k.parameter::<U32>(name));
         let activation = k.parameter::<U32>("activation");
         // Sums take most of a thread's registers: without this, ptxas would spill to fit more CTAs.
         k.min_ctas(1);
@@ -296,7 +390,7 @@ impl Product {
             let chunk = self.storage.chunk().into();
             let a_row = if self.transpose_a { m } else { depth };
             let b_row = if self.transpose_b { depth } else { n };
-            for extent in [n, a_row, b_row, a_stride, b_stride] {
+            for extent in [n, a_row, b_row, a_stride, b_stride, part] {
                 extent.assume_multiple_of(chunk);
             }
         }
@@ -305,7 +399,9 @@ impl Product {
         let tiles_m = (m + (rows - 1)) / rows;
         let tiles_n = (n + (columns - 1)) / columns;
         let tiles = tiles_m * tiles_n;
-        let batch = k.cta_x() / tiles;
+        let matrix = k.cta_x() / tiles;
+        let (index, batch) = (matrix / batches, matrix % batches);
+        let part = parts::range(index, part, depth);
         let [tile_m, tile_n] = rasterise(k.cta_x() % tiles, tiles_m, tiles_n);
         let (first_row, first_column) = (tile_m * rows, tile_n * columns);
 
@@ -321,6 +417,7 @@ impl Product {
                 first: first_row,
                 extent: m,
                 depth,
+                part,
                 k_major: !self.transpose_a,
             },
         );
@@ -336,40 +433,46 @@ impl Product {
                 first: first_column,
                 extent: n,
                 depth,
+                part,
                 k_major: self.transpose_b,
             },
         );
 
-        let sums: S = multiply(k, tiling, depth, a.slices, b.slices, |stage| {
+        let sums: S = multiply(k, tiling, part, a.slices, b.slices, |stage| {
             a.load(stage);
             b.load(stage);
         });
-        let epilogue = epilogue::Epilogue {
-            k,
-            tiling,
-            accum: self.accum,
+        let fused = epilogue::Fused {
             activation: Some(activation),
-            aligned: self.aligned,
-            c,
             pre: Some(pre),
             bias,
             residual,
+        };
+        let epilogue = epilogue::Epilogue {
+            tiling,
+            aligned: self.aligned,
+            operands: epilogue::Operands {
+                k,
+                accum: self.accum,
+                c,
+                fused: (self.to == self.storage).then_some(fused),
+            },
             first_row,
             first_column,
             rows: m,
             columns: n,
-            batch,
+            batch: matrix,
         };
         epilogue.write(|slab, to| sums.store(slab, to));
     }
 }
 
-/// The product of all slices along `depth`, of which `load(stage)` starts to copy the next one of both operands. Leaves
+/// The product of all slices from `first` to `end` along k, of which `load(stage)` starts to copy the next one of both operands. Leaves
 /// the stages free.
 pub(in crate::ops) fn multiply<'k, E: Element, S: Sums<'k, E>>(
     k: &'k Assembler,
     tiling: Tiling,
-    depth: Value<'k, U32>,
+    [first, end]: [Value<'k, U32>; 2],
     a: Slices<'k, E>,
     b: Slices<'k, E>,
     load: impl Fn(Value<'k, U32>),
@@ -380,7 +483,7 @@ pub(in crate::ops) fn multiply<'k, E: Element, S: Sums<'k, E>>(
         k.cp_async_commit();
     });
     let sums = S::new(k, tiling, a, b);
-    let slices = (depth + (tiling.depth - 1)) / tiling.depth;
+    let slices = (end - first + (tiling.depth - 1)) / tiling.depth;
     k.for_(0, slices, 1, |slice| {
         k.comment("the oldest slice has arrived, and everybody is done with the stage that is filled next");
         k.cp_async_wait(STAGES - 2);

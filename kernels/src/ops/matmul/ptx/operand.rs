@@ -41,8 +41,9 @@ pub struct Dimension<'k, E: Element> {
     /// The first row of the output (for b: column) that the CTA treats, and how many there are in all.
     pub first: Value<'k, U32>,
     pub extent: Value<'k, U32>,
-    /// k.
+    /// k, and where the part of it that the CTA needs begins and ends.
     pub depth: Value<'k, U32>,
+    pub part: [Value<'k, U32>; 2],
     /// Whether k runs along the rows in memory.
     pub k_major: bool,
 }
@@ -137,9 +138,10 @@ impl<'k, E: Element> Operand<'k, E> {
     ) -> Operand<'k, E> {
         let slices = Slices::new(k, side, d.k_major, tiling);
         let Slices { row, column, .. } = slices;
+        let [part_first, part_end] = d.part;
         let (outer_at, depth_at) = match d.k_major {
-            true => (d.first + row, column),
-            false => (d.first + column, row),
+            true => (d.first + row, part_first + column),
+            false => (d.first + column, part_first + row),
         };
         // Elements of a row in memory.
         let pitch = if d.k_major { d.depth } else { d.extent };
@@ -165,7 +167,7 @@ impl<'k, E: Element> Operand<'k, E> {
             outer: outer_at,
             outer_end: d.extent,
             depth: k.variable(depth_at),
-            depth_end: d.depth,
+            depth_end: part_end,
             depth_on: tiling.depth,
         }
     }

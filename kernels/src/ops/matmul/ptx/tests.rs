@@ -20,28 +20,31 @@ fn square(extent: usize) -> Matmul {
     }
 }
 
-fn plan(d: &Matmul, storage: Storage) -> Plan<Product> {
+fn whole(d: &Matmul, storage: Storage) -> Plan<Product> {
     config(d, storage, Accum::Replace, Arch::Sm80).expect("a size that kernels count")
 }
 
 #[test]
 fn tiles_are_large_where_they_fill_a_gpu() {
-    assert_eq!(plan(&square(256), Storage::Bf16).variant.tile, Tile::Small);
-    assert_eq!(plan(&square(256), Storage::Bf16).grid, [16, 1, 1]);
-    assert_eq!(plan(&square(2048), Storage::Bf16).variant.tile, Tile::Large);
-    assert_eq!(plan(&square(2048), Storage::F32).grid, [256, 1, 1]);
+    assert_eq!(whole(&square(256), Storage::Bf16).variant.tile, Tile::Small);
+    assert_eq!(whole(&square(256), Storage::Bf16).grid, [16, 1, 1]);
+    assert_eq!(
+        whole(&square(2048), Storage::Bf16).variant.tile,
+        Tile::Large
+    );
+    assert_eq!(whole(&square(2048), Storage::F32).grid, [256, 1, 1]);
     let batched = Matmul {
         batch: 100,
         ..square(150)
     };
-    assert_eq!(plan(&batched, Storage::F32).grid, [900, 1, 1]);
+    assert_eq!(whole(&batched, Storage::F32).grid, [900, 1, 1]);
 }
 
 #[test]
 fn rows_that_do_not_start_at_chunks_are_copied_by_element() {
-    assert!(plan(&square(40), Storage::Bf16).variant.aligned);
-    assert!(!plan(&square(36), Storage::Bf16).variant.aligned);
-    assert!(plan(&square(36), Storage::F32).variant.aligned);
+    assert!(whole(&square(40), Storage::Bf16).variant.aligned);
+    assert!(!whole(&square(36), Storage::Bf16).variant.aligned);
+    assert!(whole(&square(36), Storage::F32).variant.aligned);
     // Only the dimension that runs along a row counts.
     let d = Matmul {
         m: 33,
@@ -49,18 +52,18 @@ fn rows_that_do_not_start_at_chunks_are_copied_by_element() {
         n: 16,
         ..square(0)
     };
-    assert!(plan(&d, Storage::Bf16).variant.aligned);
+    assert!(whole(&d, Storage::Bf16).variant.aligned);
     let transposed = Matmul {
         transpose_a: true,
         ..d
     };
-    assert!(!plan(&transposed, Storage::Bf16).variant.aligned);
+    assert!(!whole(&transposed, Storage::Bf16).variant.aligned);
     let apart = Matmul {
         batch: 2,
         a_stride: 33 * 40 + 4,
         ..d
     };
-    assert!(!plan(&apart, Storage::Bf16).variant.aligned);
+    assert!(!whole(&apart, Storage::Bf16).variant.aligned);
 }
 
 #[test]
@@ -68,7 +71,7 @@ fn every_plan_is_listed() {
     let names: Vec<String> = variants::all().into_iter().map(|l| l.name).collect();
     for extent in [1, 40, 2048] {
         for storage in Storage::ALL {
-            assert!(names.contains(&plan(&square(extent), storage).variant.name()));
+            assert!(names.contains(&whole(&square(extent), storage).variant.name()));
         }
     }
 }
@@ -148,7 +151,21 @@ fn naive<T: Float>(
 
 /// Runs a plan on the simulated GPU and judges what it wrote.
 fn check(d: &Matmul, plan: &Plan<Product>, fused: Fused) -> Profile {
-    let storage = plan.variant.storage;
+    let product = Call {
+        plan: *plan,
+        numbers: Product::numbers(d, d.k).to_vec(),
+    };
+    let whole = InParts {
+        product,
+        merge: None,
+        partials: 0,
+    };
+    check_plans(d, &whole, fused)
+}
+
+/// Runs plans on the simulated GPU and judges what they wrote; gives the last one's profile.
+fn check_plans(d: &Matmul, plans: &InParts<Product>, fused: Fused) -> Profile {
+    let storage = plans.product.plan.variant.storage;
     let matrices = |stride: usize, one: usize| (d.batch - 1) * stride + one;
     let outputs = d.batch * d.m * d.n;
     let sizes = [
@@ -166,33 +183,50 @@ fn check(d: &Matmul, plan: &Plan<Product>, fused: Fused) -> Profile {
     let wide = operands
         .each_ref()
         .map(|x| x.iter().map(|&x| f64::from(x)).collect());
-    let [c, pre] = naive(d, fused, &operands);
+    let [naive_c, naive_pre] = naive(d, fused, &operands);
     let [exact_c, exact_pre] = naive::<f64>(d, fused, &wide);
 
     let size = outputs * storage.bytes() as usize;
     let [a, b, bias, residual, old] = operands.map(|x| encode(storage, &x));
     let everything = fused == Fused::Everything;
     let optional = |x: Bytes| if everything { x } else { Bytes::Absent };
-    let mut launch = vec![
-        match fused {
-            Fused::Accumulation => Bytes::InOut(old),
-            _ => Bytes::Out(size),
-        },
-        optional(Bytes::Out(size)),
-        Bytes::In(a),
-        Bytes::In(b),
-        optional(Bytes::In(bias)),
-        optional(Bytes::In(residual)),
-    ];
-    let numbers = [d.m, d.n, d.k, d.a_stride, d.b_stride, d.activation as usize];
-    launch.extend(numbers.map(|n| Bytes::U32(n as u32)));
-    let (written, profile) = simulate(plan, &launch);
+    let (a, b) = (Bytes::In(a), Bytes::In(b));
+    let c = match fused {
+        Fused::Accumulation => Bytes::InOut(old),
+        _ => Bytes::Out(size),
+    };
+    let pre = optional(Bytes::Out(size));
+    let others = [optional(Bytes::In(bias)), optional(Bytes::In(residual))];
+    let launch = |buffers: [Bytes; 4], others: &[Bytes], numbers: &[u32]| {
+        let numbers = numbers.iter().map(|&n| Bytes::U32(n));
+        let operands = buffers.into_iter().chain(others.to_vec());
+        operands.chain(numbers).collect::<Vec<_>>()
+    };
+    let Call { plan, numbers } = &plans.product;
+    let (written, profile) = match &plans.merge {
+        None => simulate(plan, &launch([c, pre, a, b], &others, numbers)),
+        Some(merge) => {
+            let (partials, absent) = (Bytes::Out(plans.partials * 4), Bytes::Absent);
+            let nothing = [absent.clone(), absent.clone()];
+            let operands = launch([partials, absent, a, b], &nothing, numbers);
+            let (mut written, _) = simulate(plan, &operands);
+            let [bias, residual] = others;
+            let buffers = [c, pre, Bytes::In(written.remove(0)), bias];
+            simulate(&merge.plan, &launch(buffers, &[residual], &merge.numbers))
+        }
+    };
     let case = format!("{d:?} {fused:?} {}", plan.variant.name());
     let got = decode(storage, &written[0]);
-    assert_within_budget(&case, storage, &got, &c, &exact_c);
+    assert_within_budget(&case, storage, &got, &naive_c, &exact_c);
     if everything {
         let got = decode(storage, &written[1]);
-        assert_within_budget(&format!("pre of {case}"), storage, &got, &pre, &exact_pre);
+        assert_within_budget(
+            &format!("pre of {case}"),
+            storage,
+            &got,
+            &naive_pre,
+            &exact_pre,
+        );
     }
     profile
 }
@@ -234,7 +268,7 @@ fn odd_shapes_and_all_transposes() {
 fn in_large_tiles(d: &Matmul, storage: Storage) -> Plan<Product> {
     let variant = Product {
         tile: Tile::Large,
-        ..plan(d, storage).variant
+        ..whole(d, storage).variant
     };
     assert!(variant.aligned);
     let tiles = d.m.div_ceil(128) * d.n.div_ceil(128);
@@ -310,6 +344,57 @@ fn epilogues() {
                     ..product(m, n, k, (false, false))
                 };
                 check_config(&d, storage, Fused::Everything);
+            }
+        }
+    }
+}
+
+#[test]
+fn deep_products_of_few_tiles_are_cut_into_parts() {
+    let chosen = |m, n, k| {
+        let d = product(m, n, k, (true, false));
+        let plans = plan(&d, Storage::Bf16, Accum::Add, Arch::Sm80).expect("a product");
+        let Call { plan: product, .. } = plans.product;
+        (
+            product.variant.tile,
+            product.grid[0],
+            plans.partials / (m * n),
+        )
+    };
+    // The weights of a layer, from 8192 tokens: 9 large tiles, in as many parts as have 16 slices.
+    assert_eq!(chosen(320, 320, 8192), (Tile::Large, 144, 16));
+    // 100 large tiles twice, rather than 400 small ones.
+    assert_eq!(chosen(1280, 1280, 4096), (Tile::Large, 200, 2));
+    assert_eq!(chosen(2048, 2048, 65536), (Tile::Large, 256, 0));
+    assert_eq!(chosen(128, 128, 2048), (Tile::Small, 16, 4));
+    assert_eq!(chosen(256, 256, 256), (Tile::Small, 16, 0));
+    assert_eq!(chosen(33, 7, 65536), (Tile::Small, 128, 128));
+}
+
+#[test]
+fn products_in_parts() {
+    for storage in Storage::ALL {
+        for (m, n, k) in [(24, 40, 1056), (9, 13, 1100)] {
+            for (batch, transposes) in [(1, (true, false)), (3, (false, true))] {
+                for fused in [Fused::Nothing, Fused::Everything, Fused::Accumulation] {
+                    let d = Matmul {
+                        batch,
+                        a_stride: m * k,
+                        b_stride: 0,
+                        activation: match fused {
+                            Fused::Everything => Activation::Silu,
+                            _ => Activation::None,
+                        },
+                        ..product(m, n, k, transposes)
+                    };
+                    let accum = match fused {
+                        Fused::Accumulation => Accum::Add,
+                        _ => Accum::Replace,
+                    };
+                    let plans = plan(&d, storage, accum, Arch::Sm80).expect("a product");
+                    assert!(plans.merge.is_some(), "{d:?}");
+                    check_plans(&d, &plans, fused);
+                }
             }
         }
     }
