@@ -130,6 +130,7 @@ table![
     super::attention::ptx::Forward,
     super::conv2d::ptx::Forward,
     super::conv2d::ptx::BackwardInput,
+    super::conv2d::ptx::BackwardWeight,
     super::conv2d::ptx::Flip,
     super::affine::ptx::Forward,
     super::avg_pool2::ptx::SumBlocks,

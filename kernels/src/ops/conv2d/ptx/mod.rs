@@ -1,13 +1,16 @@
 //! Convolution on GPUs since Ampere, as a matrix product of patches that never exist in global memory with the weights.
 //!
 //! Tiles, pipeline, products and epilogue are those of [`crate::ops::matmul::ptx`]; only the left operand comes another
-//! way ([`patches`]).
+//! way ([`patches`]); and for the gradient of the weights, where k runs over pixels, the right one ([`columns`]).
 
+mod backward_weight;
+mod columns;
 mod flip;
 mod patches;
 #[cfg(test)]
 mod tests;
 
+pub use backward_weight::{BackwardWeight, config_backward_weight};
 pub use flip::Flip;
 
 use super::Conv2d;
