@@ -4,6 +4,14 @@ use crate::ptx::{
     Assembler, F32, Global, Layout, Pointer, Position, Pred, Tile, Type, U8, U32, U64, Value,
 };
 
+/// What the rows of a CTA are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsAre {
+    Queries,
+    /// Those of the context first.
+    Keys,
+}
+
 /// The head that a CTA treats, and the sizes of all of them.
 #[derive(Clone, Copy)]
 pub struct Head<'k> {
@@ -17,7 +25,7 @@ pub struct Head<'k> {
     pub context: Value<'k, U32>,
     /// Both.
     pub total: Value<'k, U32>,
-    causal: Value<'k, Pred>,
+    pub causal: Value<'k, Pred>,
     /// [n, context + keys], or null.
     mask: Pointer<'k, Global, U8>,
     masked: Value<'k, Pred>,
@@ -27,11 +35,12 @@ pub struct Head<'k> {
 
 impl<'k> Head<'k> {
     /// Declares the mask and the sizes, which follow the kernel's buffers, and deals out CTAs to heads: one for each
-    /// `queries_per_cta`. Also gives the CTA's number within its head, and the number of those.
+    /// `rows_per_cta` tokens. Also gives the CTA's number within its head, and the number of those.
     pub fn of_cta(
         k: &'k Assembler,
         head_dim: u32,
-        queries_per_cta: u32,
+        rows: RowsAre,
+        rows_per_cta: u32,
     ) -> (Head<'k>, Value<'k, U32>, Value<'k, U32>) {
         let mask = k.buffer::<U8>("mask").read_only();
         let sizes = ["heads", "queries", "keys", "context"].map(|name| k.parameter::<U32>(name));
@@ -39,7 +48,11 @@ impl<'k> Head<'k> {
         let causal = k.parameter::<U32>("causal").ne(0);
         let total = context + keys;
         k.comment("which part of which head");
-        let parts = (queries + (queries_per_cta - 1)) / queries_per_cta;
+        let rows = match rows {
+            RowsAre::Queries => queries,
+            RowsAre::Keys => total,
+        };
+        let parts = (rows + (rows_per_cta - 1)) / rows_per_cta;
         let (index, part) = (k.cta_x() / parts, k.cta_x() % parts);
         let head = Head {
             k,
@@ -82,6 +95,17 @@ impl<'k> Head<'k> {
     pub fn visible(&self, query: Value<'k, U32>) -> Value<'k, U32> {
         let causal = (self.context + query + 1).min(self.total);
         self.causal.select(causal, self.total)
+    }
+
+    /// Whether a key, of which it must be known that it exists, may be attended.
+    pub fn allows(&self, key: Value<'k, U32>) -> Value<'k, Pred> {
+        let k = self.k;
+        let allowed = k.variable::<U32>(1);
+        k.if_(self.masked, || {
+            let place = self.mask.at(self.image * self.total + key);
+            allowed.set(place.load().cast::<U32>());
+        });
+        allowed.ne(0)
     }
 
     /// Calls `hide(word)` under a key mask, for every 32 keys from `first` on: bit i of the word says whether key i of

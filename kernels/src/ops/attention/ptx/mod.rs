@@ -2,6 +2,7 @@
 //! registers. bf16 multiplies on tensor cores ([`tensor`]), f32 with fused multiply-adds ([`scalar`]), never rounded to
 //! TF32. Sums, softmax and the log-sum-exp are f32.
 
+pub mod backward;
 mod head;
 mod scalar;
 mod softmax;
@@ -15,7 +16,7 @@ use crate::ops::variants::{MAX_ELEMENTS, Plan, Refused, Variant, count};
 use crate::ptx::{
     Assembler, Bf16, F32, Global, IntoValue, Pointer, Storage, Tile, Tiles, Type, U32, Value,
 };
-use head::{Head, Tokens, layout};
+use head::{Head, RowsAre, Tokens, layout};
 
 /// Tiles of keys in shared memory: one is copied while another one is met.
 const STAGES: u32 = 2;
@@ -46,15 +47,15 @@ pub enum Keys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tiling {
     warps: u32,
-    /// Queries of a warp.
+    /// Tokens of a warp: in the forward pass, queries.
     rows: u32,
-    /// Keys of a tile.
-    keys: u32,
+    /// Tokens that they meet at a time: for queries, keys.
+    columns: u32,
 }
 
 impl Tiling {
     fn new(variant: Forward) -> Tiling {
-        let (warps, rows, keys) = match (variant.storage, variant.keys, variant.head_dim) {
+        let (warps, rows, columns) = match (variant.storage, variant.keys, variant.head_dim) {
             // 96 queries, so that up to 96 tokens that attend to each other are one CTA and read their keys once: texts of
             // 77 and priors of 81 tokens, maps of 8x8.
             (Storage::Bf16, Keys::Once96, _) => (6, 16, 96),
@@ -68,11 +69,15 @@ impl Tiling {
             // A thread's 4 x 4 scores and 4 x head_dim / 8 outputs.
             (Storage::F32, _, _) => (4, 16, 32),
         };
-        Tiling { warps, rows, keys }
+        Tiling {
+            warps,
+            rows,
+            columns,
+        }
     }
 
-    /// Queries of a CTA.
-    fn queries(self) -> u32 {
+    /// Tokens of a CTA.
+    fn cta_rows(self) -> u32 {
         self.warps * self.rows
     }
 }
@@ -85,6 +90,34 @@ const HEAD_DIMS: [u32; 7] = [32, 48, 64, 80, 96, 112, 128];
 /// # Errors
 /// If no kernel has the head dim, the scale is not positive, or an operand is larger than kernels count.
 pub fn config(d: &Attention, storage: Storage, _arch: Arch) -> Result<Plan<Forward>, Refused> {
+    let head_dim = check(d)?;
+    let total = d.keys + d.context;
+    let keys = match storage {
+        // More queries than one CTA has would read all keys again.
+        Storage::Bf16 if total <= 96 && d.queries <= 96 => Keys::Once96,
+        Storage::Bf16 if total <= 160 => Keys::Once160,
+        _ => Keys::Streamed,
+    };
+    let variant = Forward {
+        storage,
+        head_dim,
+        keys,
+    };
+    let tiles = d.queries.div_ceil(Tiling::new(variant).cta_rows() as usize);
+    let ctas = tiles * d.n * d.heads;
+    if ctas >= MAX_ELEMENTS {
+        return Err(Refused(format!(
+            "the queries fill {ctas} tiles, more than the {MAX_ELEMENTS} CTAs of a grid"
+        )));
+    }
+    Ok(Plan {
+        variant,
+        grid: [ctas as u32, 1, 1],
+    })
+}
+
+/// Refuses what kernels cannot do; gives the head dim.
+fn check(d: &Attention) -> Result<u32, Refused> {
     let head_dim = HEAD_DIMS
         .into_iter()
         .find(|&dim| dim as usize == d.head_dim);
@@ -108,28 +141,7 @@ pub fn config(d: &Attention, storage: Storage, _arch: Arch) -> Result<Plan<Forwa
     ] {
         count(elements, what)?;
     }
-    let keys = match storage {
-        // More queries than one CTA has would read all keys again.
-        Storage::Bf16 if total <= 96 && d.queries <= 96 => Keys::Once96,
-        Storage::Bf16 if total <= 160 => Keys::Once160,
-        _ => Keys::Streamed,
-    };
-    let variant = Forward {
-        storage,
-        head_dim,
-        keys,
-    };
-    let tiles = d.queries.div_ceil(Tiling::new(variant).queries() as usize);
-    let ctas = tiles * d.n * d.heads;
-    if ctas >= MAX_ELEMENTS {
-        return Err(Refused(format!(
-            "the queries fill {ctas} tiles, more than the {MAX_ELEMENTS} CTAs of a grid"
-        )));
-    }
-    Ok(Plan {
-        variant,
-        grid: [ctas as u32, 1, 1],
-    })
+    Ok(head_dim)
 }
 
 impl Variant for Forward {
@@ -215,15 +227,16 @@ impl Forward {
         let lse = k.buffer::<F32>("lse");
         let [q, keys, values, context_keys, context_values] =
             ["q", "k", "v", "context_k", "context_v"].map(|name| k.buffer::<E>(name));
-        let (head, part, parts) = Head::of_cta(k, self.head_dim, tiling.queries());
+        let (head, part, parts) =
+            Head::of_cta(k, self.head_dim, RowsAre::Queries, tiling.cta_rows());
         let scale = k.parameter::<F32>("scale");
         // Under causality the last queries have most to do: they begin first.
-        let first = (parts - 1 - part) * tiling.queries();
-        let last = (first + (tiling.queries() - 1)).min(head.queries - 1);
+        let first = (parts - 1 - part) * tiling.cta_rows();
+        let last = (first + (tiling.cta_rows() - 1)).min(head.queries - 1);
         let end = head.visible(last);
 
-        let q_layout = layout::<E>(tiling.queries(), self.head_dim);
-        let key_layout = layout::<E>(tiling.keys, self.head_dim);
+        let q_layout = layout::<E>(tiling.cta_rows(), self.head_dim);
+        let key_layout = layout::<E>(tiling.columns, self.head_dim);
         let stages = if once { 1 } else { STAGES };
         let q_tile = k.shared_tile(q_layout);
         let key_tiles = k.shared_tiles(key_layout, stages);
@@ -260,11 +273,11 @@ impl Forward {
         k.cp_async_wait_all();
         k.barrier();
         let queries = Q::new(head, tiling, q_tile, first);
-        k.for_(0, (end + (tiling.keys - 1)) / tiling.keys, 1, |i| {
-            let first = i * tiling.keys;
+        k.for_(0, (end + (tiling.columns - 1)) / tiling.columns, 1, |i| {
+            let first = i * tiling.columns;
             let stage = |tiles: Tiles<'k, E>, i: Value<'k, U32>| tiles.tile(i % STAGES);
             k.comment("the next keys and values");
-            let next = first + tiling.keys;
+            let next = first + tiling.columns;
             k.if_(next.lt(end), || {
                 keys.copy(stage(key_tiles, i + 1), next);
                 values.copy(stage(value_tiles, i + 1), next);
@@ -283,7 +296,7 @@ impl Forward {
     }
 
     fn contract(&self, k: &Assembler, tiling: Tiling) {
-        let (queries, keys) = (tiling.queries(), tiling.keys);
+        let (queries, keys) = (tiling.cta_rows(), tiling.columns);
         let stages = if self.keys == Keys::Streamed {
             STAGES
         } else {

@@ -10,53 +10,35 @@ use crate::ptx::{F32, Global, Pointer, S32, U32, Value, Variable};
 /// distance from the lane's first one.
 pub type Scores<'k> = Vec<Vec<(u32, Variable<'k, F32>)>>;
 
-/// The queries of whose scores a lane has some.
-pub struct Rows<'k> {
+/// Which of a lane's scores belong to keys that queries see.
+pub struct Sight<'k> {
     head: Head<'k>,
     /// Keys of a tile.
     keys: u32,
-    /// Neighbouring lanes that share a row.
-    lanes: u32,
     /// The first key of a tile that this lane has.
     lane_key: Value<'k, U32>,
     /// The keys that the warp's first query sees: none sees fewer.
     least: Value<'k, U32>,
-    rows: Vec<Row<'k>>,
+    queries: Vec<Value<'k, U32>>,
 }
 
-struct Row<'k> {
-    query: Value<'k, U32>,
-    /// The largest score so far, of all lanes.
-    largest: Variable<'k, F32>,
-    /// The sum of exponentials relative to it, of this lane.
-    sum: Variable<'k, F32>,
-}
-
-impl<'k> Rows<'k> {
+impl<'k> Sight<'k> {
     /// Of the queries `first + apart` for each `apart`; `warp` is the warp's first one.
     pub fn new(
         head: Head<'k>,
         keys: u32,
-        lanes: u32,
         lane_key: Value<'k, U32>,
         warp: Value<'k, U32>,
         first: Value<'k, U32>,
         apart: impl Iterator<Item = u32>,
     ) -> Self {
-        let k = head.k;
-        k.comment("what this lane's queries see");
-        let row = |apart| Row {
-            query: first + apart,
-            largest: k.variable(f32::NEG_INFINITY),
-            sum: k.variable(0.0),
-        };
-        Rows {
+        head.k.comment("what this lane's queries see");
+        Sight {
             head,
             keys,
-            lanes,
             lane_key,
             least: head.visible(warp),
-            rows: apart.map(row).collect(),
+            queries: apart.map(|apart| first + apart).collect(),
         }
     }
 
@@ -65,8 +47,8 @@ impl<'k> Rows<'k> {
         let k = self.head.k;
         k.if_((first + self.keys).gt(self.least), || {
             k.comment("keys beyond the end, or after a query");
-            for (row, scores) in self.rows.iter().zip(scores) {
-                let visible = self.head.visible(row.query);
+            for (query, scores) in self.queries.iter().zip(scores) {
+                let visible = self.head.visible(*query);
                 let left = (visible - (first + self.lane_key)).cast::<S32>();
                 for &(key, score) in scores {
                     let seen = left.gt(key as i32);
@@ -81,6 +63,38 @@ impl<'k> Rows<'k> {
                 score.set(seen.select(score, f32::NEG_INFINITY));
             }
         });
+    }
+}
+
+/// The queries of whose scores a lane has some.
+pub struct Rows<'k> {
+    head: Head<'k>,
+    /// Neighbouring lanes that share a row.
+    lanes: u32,
+    rows: Vec<Row<'k>>,
+}
+
+struct Row<'k> {
+    query: Value<'k, U32>,
+    /// The largest score so far, of all lanes.
+    largest: Variable<'k, F32>,
+    /// The sum of exponentials relative to it, of this lane.
+    sum: Variable<'k, F32>,
+}
+
+impl<'k> Rows<'k> {
+    pub fn new(head: Head<'k>, lanes: u32, sight: &Sight<'k>) -> Self {
+        let k = head.k;
+        let row = |&query: &Value<'k, U32>| Row {
+            query,
+            largest: k.variable(f32::NEG_INFINITY),
+            sum: k.variable(0.0),
+        };
+        Rows {
+            head,
+            lanes,
+            rows: sight.queries.iter().map(row).collect(),
+        }
     }
 
     /// Makes of scores their exponentials relative to the largest ones so far, to which `outputs` (by row) are brought
