@@ -109,6 +109,7 @@ impl<M: Model> Job<M> {
             "stage": "clip", "data": "", "resolution": 64, "workers": 1, "max_bad_share": 0.0, "output_dir": "",
             "seed": SEED, "max_train_steps": 1000, "train_batch_size": self.batch, "gradient_accumulation_steps": 1,
             "learning_rate": 1e-4, "lr_scheduler": "constant", "lr_warmup_steps": 0, "lr_floor": 0.0,
+            "optimizer": "adamw", "muon_learning_rate": 1e-4, "muon_momentum": 0.95,
             "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "adam_weight_decay": self.weight_decay,
             "max_grad_norm": 1.0, "ema_decay": 0.999, "checkpointing_steps": 1000, "checkpoints_total_limit": 1,
             "logging_steps": 1000, "validation_steps": 1000,

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tensor::ops::optimizer::Run;
 use tensor::{Accum, DType, Device, Error, Result, Shape, Tensor};
 
 use crate::{Draw, Grads};
@@ -107,27 +106,6 @@ impl ParamLayout {
     /// Elements of the arena, padding between parameters included.
     pub fn arena_len(&self) -> usize {
         self.arena_len
-    }
-
-    /// The arena as the optimiser sees it: neighbouring parameters of one role are one run. Padding belongs to the
-    /// parameter before it; its gradient is zero, so it stays zero.
-    pub fn runs(&self) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
-        for (i, info) in self.infos.iter().enumerate() {
-            let end = self
-                .infos
-                .get(i + 1)
-                .map_or(self.arena_len, |next| next.offset);
-            match runs.last_mut() {
-                Some(run) if run.decay == info.decay => run.end = end,
-                _ => runs.push(Run {
-                    start: info.offset,
-                    end,
-                    decay: info.decay,
-                }),
-            }
-        }
-        runs
     }
 
     /// Elements of all parameters.

@@ -60,6 +60,15 @@ impl std::fmt::Display for StageKind {
     }
 }
 
+/// What updates the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    Adamw,
+    /// Muon for the matrices between hidden layers, AdamW for everything else.
+    Muon,
+}
+
 /// The keys that every stage has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Common {
@@ -77,6 +86,9 @@ pub struct Common {
     pub lr_scheduler: Decay,
     pub lr_warmup_steps: u64,
     pub lr_floor: f64,
+    pub optimizer: Optimizer,
+    pub muon_learning_rate: f64,
+    pub muon_momentum: f64,
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
@@ -106,7 +118,7 @@ impl Common {
     }
 
     fn check(&self) -> Result<()> {
-        let positive: [(&str, f64); 11] = [
+        let positive: [(&str, f64); 12] = [
             ("resolution", self.resolution as f64),
             ("max_train_steps", self.max_train_steps as f64),
             ("train_batch_size", self.train_batch_size as f64),
@@ -115,6 +127,7 @@ impl Common {
                 self.gradient_accumulation_steps as f64,
             ),
             ("learning_rate", self.learning_rate),
+            ("muon_learning_rate", self.muon_learning_rate),
             ("adam_epsilon", self.adam_epsilon),
             ("max_grad_norm", self.max_grad_norm),
             ("checkpointing_steps", self.checkpointing_steps as f64),
@@ -135,6 +148,7 @@ impl Common {
         let shares = [
             ("max_bad_share", self.max_bad_share),
             ("lr_floor", self.lr_floor),
+            ("muon_momentum", self.muon_momentum),
             ("adam_beta1", self.adam_beta1),
             ("adam_beta2", self.adam_beta2),
             ("ema_decay", self.ema_decay),
@@ -213,6 +227,7 @@ pub struct Decoder {
     pub cross_attention_dim: usize,
     pub extra_context_tokens: usize,
     pub norm_num_groups: usize,
+    pub whitening_samples: usize,
     pub text_drop: f64,
     pub image_drop: f64,
 }

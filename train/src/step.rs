@@ -1,10 +1,11 @@
 //! One training step: forward, backward, gradient norm, and the fused update of weights, moments and average.
 
-use autograd::{Decay, Device, ParamGrads, ParamLayout, Params, StepState, Tape, Var};
+use autograd::{Decay, Device, ParamGrads, ParamInfo, ParamLayout, Params, StepState, Tape, Var};
 use tensor::Tensor;
+use tensor::ops::muon::{self, Matrix, Rates};
 use tensor::ops::optimizer::{self, AdamW, Arenas, Run, clip_factor};
 
-use crate::config::Common;
+use crate::config::{Common, Optimizer};
 use crate::{Error, Result};
 
 /// Everything that a step reads and writes, in arenas of one layout.
@@ -18,7 +19,10 @@ pub struct Step {
     pub exp_avg_sq: Tensor,
     /// `None` only after an error.
     grads: Option<ParamGrads>,
+    /// What AdamW updates.
     runs: Vec<Run>,
+    /// What Muon updates; the first moment is its momentum.
+    matrices: Vec<Matrix>,
     settings: Settings,
 }
 
@@ -29,6 +33,9 @@ struct Settings {
     micro_steps: usize,
     batch: usize,
     adamw: AdamW,
+    muon_momentum: f64,
+    /// Muon's learning rate for one of AdamW.
+    muon_rate: f64,
     max_grad_norm: f64,
     ema_decay: f64,
 }
@@ -50,12 +57,17 @@ impl Step {
                 params.device(),
             )
         };
+        let matrices = match common.optimizer {
+            Optimizer::Adamw => Vec::new(),
+            Optimizer::Muon => matrices(params.layout()),
+        };
         Step {
             ema: params.arena().detach_copy(),
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             grads: None,
-            runs: runs(params.layout()),
+            runs: runs(params.layout(), &matrices),
+            matrices,
             settings: Settings {
                 seed: common.seed,
                 micro_steps: common.gradient_accumulation_steps,
@@ -66,6 +78,8 @@ impl Step {
                     eps: common.adam_epsilon,
                     weight_decay: common.adam_weight_decay,
                 },
+                muon_momentum: common.muon_momentum,
+                muon_rate: common.muon_learning_rate / common.learning_rate,
                 max_grad_norm: common.max_grad_norm,
                 ema_decay: common.ema_decay,
             },
@@ -152,6 +166,8 @@ impl Step {
     fn update(&mut self, step: u64, learning_rate: f64, norm: f64) -> Result<()> {
         let Settings {
             adamw,
+            muon_momentum,
+            muon_rate,
             max_grad_norm,
             ema_decay,
             ..
@@ -163,9 +179,21 @@ impl Step {
         let Some(grads) = &mut self.grads else {
             return Err(Error::failure("a step made no gradients"));
         };
+        let gradient = grads.finish()?;
+        if !self.matrices.is_empty() {
+            let (matrices, momentum) = (&self.matrices, &mut self.exp_avg);
+            muon::direct(gradient, momentum, muon_momentum, factor, matrices)?;
+            let rates = Rates {
+                learning_rate: muon_rate * learning_rate,
+                weight_decay: adamw.weight_decay,
+                ema_decay,
+            };
+            let parameters = self.params.arena_mut();
+            muon::descend(parameters, gradient, &mut self.ema, rates, matrices)?;
+        }
         let arenas = Arenas {
             parameters: self.params.arena_mut(),
-            gradient: grads.finish()?,
+            gradient,
             m: &mut self.exp_avg,
             v: &mut self.exp_avg_sq,
             ema: Some(&mut self.ema),
@@ -196,20 +224,40 @@ impl Step {
     }
 }
 
-/// Neighbours in the arena that the optimiser treats alike, as one run. The padding between them has no gradient.
-fn runs(layout: &ParamLayout) -> Vec<Run> {
+/// The matrices that Muon updates: those between hidden layers. Those that read or write something of few channels, such
+/// as pixels, and tables of embeddings are AdamW's, as Jordan et al. advise. A convolution's filters are its rows.
+fn matrices(layout: &ParamLayout) -> Vec<Matrix> {
+    const HIDDEN: usize = 32;
+    let matrix = |info: &ParamInfo| {
+        let rows = *info.shape.first()?;
+        let columns = info.shape.elements() / rows.max(1);
+        let hidden = info.shape.len() > 1 && rows.min(columns) >= HIDDEN;
+        (hidden && info.decay == Decay::Yes).then_some(Matrix {
+            start: info.offset,
+            rows,
+            columns,
+        })
+    };
+    layout.iter().filter_map(|(_, info)| matrix(info)).collect()
+}
+
+/// Neighbours in the arena that AdamW treats alike, as one run. The padding between them has no gradient.
+fn runs(layout: &ParamLayout, others: &[Matrix]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
+    let mut adjacent = false;
     for (_, info) in layout.iter() {
-        let decay = match info.decay {
-            Decay::Yes => optimizer::Decay::Yes,
-            Decay::No => optimizer::Decay::No,
-            Decay::Frozen => optimizer::Decay::Frozen,
-        };
+        let at = |matrix: &Matrix| matrix.start.cmp(&info.offset);
+        if others.binary_search_by(at).is_ok() {
+            adjacent = false;
+            continue;
+        }
+        let decay = info.decay;
         let (start, end) = (info.offset, info.offset + info.shape.elements());
         match runs.last_mut() {
-            Some(last) if last.decay == decay => last.end = end,
+            Some(last) if adjacent && last.decay == decay => last.end = end,
             _ => runs.push(Run { start, end, decay }),
         }
+        adjacent = true;
     }
     runs
 }

@@ -18,6 +18,7 @@ pub mod l2_normalize;
 pub mod layer_norm;
 pub mod matmul;
 pub mod mse;
+pub mod muon;
 pub mod nearest_up2;
 pub mod optimizer;
 pub mod random;

@@ -1,6 +1,7 @@
 //! Gradient norm, and one fused pass of clipping, AdamW and the moving average over flat arenas.
 
 mod cpu;
+pub mod muon;
 
 pub use cpu::{Arenas, gradient_norm, update};
 

@@ -1,0 +1,245 @@
+//! Muon: momentum whose direction, for each matrix, is made orthogonal, so that every singular direction of the gradient
+//! counts alike (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024).
+
+pub use kernels::ops::optimizer::muon::{Matrix, Rates};
+
+use kernels::ops::optimizer::muon;
+
+use crate::check::dispatch_float;
+use crate::ops::matmul::{self, Transpose};
+use crate::ops::{affine, l2_normalize};
+use crate::{Accum, Check, Result, Tensor};
+
+/// Steps of the iteration, and its polynomial a·x + b·x³ + c·x⁵: Jordan et al. chose it for its slope at zero, so that after
+/// five steps singular values from 0.01 on lie between about 0.7 and 1.2, which is near enough to 1.
+const ITERATIONS: usize = 5;
+const POLYNOMIAL: [f64; 3] = [3.4445, -4.7750, 2.0315];
+
+/// The nearest orthogonal matrices, about: U·Vᵀ for x = U·Σ·Vᵀ, by a Newton–Schulz iteration.
+///
+/// # Shapes
+/// x [n, r, c] → [n, r, c]
+pub fn orthogonalize(x: &Tensor) -> Result<Tensor> {
+    let check = Check::new("orthogonalize", &[("x", x)]);
+    check.same_float()?;
+    check.rank("x", x, 3)?;
+    let [n, r, c] = [x.dims()[0], x.dims()[1], x.dims()[2]];
+    // No singular value is above the norm of all elements.
+    let mut x = l2_normalize::forward(&x.reshape([n, r * c])?, 1e-7)?.reshape([n, r, c])?;
+    let [first, third, fifth] = POLYNOMIAL;
+    let wide = r <= c;
+    // The smaller of x·xᵀ and xᵀ·x.
+    let gram = Transpose { a: !wide, b: wide };
+    for _ in 0..ITERATIONS {
+        let a = matmul::forward(&x, &x, gram)?; // [n, s, s]
+        let mut b = affine::forward(&a, third, 0.0)?;
+        let scaled = affine::forward(&a, fifth, 0.0)?;
+        matmul::product(&mut b, Accum::Add, &a, &scaled, Transpose::default())?; // [n, s, s]
+        let mut next = affine::forward(&x, first, 0.0)?;
+        let (left, right) = if wide { (&b, &x) } else { (&x, &b) };
+        matmul::product(&mut next, Accum::Add, left, right, Transpose::default())?; // [n, r, c]
+        x = next;
+    }
+    Ok(x)
+}
+
+/// The matrices that are orthogonalised together: of one shape each group, in the order of the arenas.
+pub fn groups(matrices: &[Matrix]) -> Vec<Vec<Matrix>> {
+    let mut groups: Vec<Vec<Matrix>> = Vec::new();
+    for &matrix in matrices {
+        let alike = |group: &&mut Vec<Matrix>| {
+            (group[0].rows, group[0].columns) == (matrix.rows, matrix.columns)
+        };
+        match groups.iter_mut().find(alike) {
+            Some(group) => group.push(matrix),
+            None => groups.push(vec![matrix]),
+        }
+    }
+    groups
+}
+
+/// Turns gradients into directions, in place: momentum, then orthogonalisation, then a scale that gives a direction's
+/// elements the size that AdamW's have, so that one decay serves both (Liu et al., arXiv 2502.16982, section 2.2).
+///
+/// `gradient_scale` multiplies every gradient first. `matrices` ascend.
+///
+/// # Errors
+/// If the arenas differ in length or dtype, one of them is shared, or a matrix is not inside.
+pub fn direct(
+    gradient: &mut Tensor,
+    m: &mut Tensor,
+    momentum: f64,
+    gradient_scale: f64,
+    matrices: &[Matrix],
+) -> Result<()> {
+    let check = Check::new("muon", &[("gradient", gradient), ("m", m)]);
+    let dtype = check.same_float()?;
+    let device = gradient.device();
+    check.shape("m", m, &[gradient.len()])?;
+    inside(&check, matrices, gradient.len())?;
+    dispatch_float!(dtype, T => muon::momentum::<T>(
+        gradient.as_mut_slice()?, m.as_mut_slice()?, momentum, gradient_scale, matrices
+    ));
+    for group in groups(matrices) {
+        let Matrix { rows, columns, .. } = group[0];
+        let len = rows * columns;
+        let mut x = Tensor::uninit([group.len(), rows, columns], dtype, device);
+        dispatch_float!(dtype, T => {
+            let all = gradient.as_slice::<T>()?;
+            for (x, matrix) in x.as_mut_slice::<T>()?.chunks_mut(len).zip(&group) {
+                x.copy_from_slice(&all[matrix.range()]);
+            }
+        });
+        let scale = 0.2 * (rows.max(columns) as f64).sqrt();
+        let x = affine::forward(&orthogonalize(&x)?, scale, 0.0)?;
+        dispatch_float!(dtype, T => {
+            let all = gradient.as_mut_slice::<T>()?;
+            for (x, matrix) in x.as_slice::<T>()?.chunks(len).zip(&group) {
+                all[matrix.range()].copy_from_slice(x);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// `p ← p − learning_rate·(weight_decay·p + direction)`, then one step of the moving average, for every matrix.
+///
+/// # Errors
+/// If the arenas differ in length or dtype, one of them is shared, or a matrix is not inside.
+pub fn descend(
+    parameters: &mut Tensor,
+    direction: &Tensor,
+    ema: &mut Tensor,
+    rates: Rates,
+    matrices: &[Matrix],
+) -> Result<()> {
+    let operands = [
+        ("parameters", &*parameters),
+        ("direction", direction),
+        ("ema", &*ema),
+    ];
+    let check = Check::new("muon", &operands);
+    let dtype = check.same_float()?;
+    for (name, tensor) in operands {
+        check.shape(name, tensor, &[direction.len()])?;
+    }
+    inside(&check, matrices, direction.len())?;
+    dispatch_float!(dtype, T => muon::descend::<T>(
+        parameters.as_mut_slice()?, direction.as_slice()?, ema.as_mut_slice()?, rates, matrices
+    ));
+    Ok(())
+}
+
+fn inside(check: &Check, matrices: &[Matrix], len: usize) -> Result<()> {
+    let ascending = matrices
+        .windows(2)
+        .all(|pair| pair[0].range().end <= pair[1].start);
+    let inside = matrices.iter().all(|matrix| matrix.range().end <= len);
+    check.require(ascending && inside, || {
+        "the matrices must be ascending and inside the arenas".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::random::{self, Draw};
+    use crate::{DType, Device};
+
+    fn normal(shape: &[usize]) -> Tensor {
+        let mut x = Tensor::uninit(shape, DType::F64, Device::Cpu);
+        random::fill_normal(&mut x, &Draw::named(0, "x", 0), 1.0).expect("a shape");
+        x
+    }
+
+    /// Singular values of a tall and a wide matrix lie where the polynomial leaves them: x·xᵀ is near the unit matrix.
+    #[test]
+    fn directions_are_orthogonal() -> Result<()> {
+        for shape in [[3, 8, 24], [2, 24, 8]] {
+            let y = orthogonalize(&normal(&shape))?;
+            let wide = shape[1] <= shape[2];
+            let gram = matmul::forward(&y, &y, Transpose { a: !wide, b: wide })?;
+            let side = shape[1].min(shape[2]);
+            for (i, value) in gram.to_f64_vec().into_iter().enumerate() {
+                let unit = if (i / side) % side == i % side {
+                    1.0
+                } else {
+                    0.0
+                };
+                assert!((value - unit).abs() < 0.6, "{shape:?}: {value} for {unit}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Orthogonalisation keeps singular vectors: a matrix that is orthogonal up to its length comes out a multiple of
+    /// itself.
+    #[test]
+    fn singular_vectors_stay() -> Result<()> {
+        let (sin, cos) = 0.3f64.sin_cos();
+        let x = Tensor::from_f64(&[cos, -sin, sin, cos], [1, 2, 2], DType::F64, Device::Cpu);
+        let y = orthogonalize(&affine::forward(&x, 17.0, 0.0)?)?.to_f64_vec();
+        let ratio = y[0] / cos;
+        assert!((0.6..1.3).contains(&ratio), "{ratio}");
+        for (y, x) in y.iter().zip([cos, -sin, sin, cos]) {
+            assert!((y - ratio * x).abs() < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_step_goes_against_the_direction_and_leaves_the_rest() -> Result<()> {
+        let matrix = Matrix {
+            start: 2,
+            rows: 4,
+            columns: 8,
+        };
+        let len = 40;
+        let start = normal(&[len]);
+        let mut gradient = start.detach_copy();
+        let mut m = Tensor::zeros([len], DType::F64, Device::Cpu);
+        direct(&mut gradient, &mut m, 0.95, 0.5, &[matrix])?;
+        let mut parameters = Tensor::full([len], 1.0, DType::F64, Device::Cpu);
+        let mut ema = parameters.detach_copy();
+        let rates = Rates {
+            learning_rate: 0.1,
+            weight_decay: 0.5,
+            ema_decay: 0.75,
+        };
+        descend(&mut parameters, &gradient, &mut ema, rates, &[matrix])?;
+        let values = |x: &Tensor| x.to_f64_vec();
+        let (before, g, m, p, e) = (
+            values(&start),
+            values(&gradient),
+            values(&m),
+            values(&parameters),
+            values(&ema),
+        );
+        for i in 0..len {
+            if matrix.range().contains(&i) {
+                assert!((m[i] - 0.05 * 0.5 * before[i]).abs() < 1e-15);
+                assert!((p[i] - (0.95 - 0.1 * g[i])).abs() < 1e-15);
+                assert!((e[i] - (0.75 + 0.25 * p[i])).abs() < 1e-15);
+            } else {
+                assert_eq!([g[i], m[i], p[i], e[i]], [before[i], 0.0, 1.0, 1.0]);
+            }
+        }
+        // Every element moves by about what AdamW moves it: a fifth of the rate, in the root mean square.
+        let size = matrix.range().map(|i| g[i] * g[i]).sum::<f64>() / matrix.range().len() as f64;
+        assert!((0.14..0.26).contains(&size.sqrt()), "{}", size.sqrt());
+        Ok(())
+    }
+
+    #[test]
+    fn a_matrix_outside_is_refused() {
+        let mut x = normal(&[8]);
+        let mut m = normal(&[8]);
+        let outside = Matrix {
+            start: 4,
+            rows: 2,
+            columns: 3,
+        };
+        let refused = direct(&mut x, &mut m, 0.9, 1.0, &[outside]).map_err(|e| e.to_string());
+        assert!(refused.is_err_and(|e| e.contains("inside the arenas")));
+    }
+}
