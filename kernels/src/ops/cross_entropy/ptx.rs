@@ -20,7 +20,7 @@ pub struct Forward {
 }
 
 /// `dlogits (+)= scale·(exp(logits − lse) − onehot(target))` with scale = dy / n. Launch with `Write(dlogits)`, or
-/// `Update(dlogits)` under [`Accum::Add`], then `Read(dy)` (one float of the storage), `Read(logits)`, `Read(lse)` (f32),
+/// `Update(dlogits)` under [`Accum::Add`], then `Read(dy)` (one f32), `Read(logits)`, `Read(lse)` (f32),
 /// `Read(target)` and the call's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backward {
@@ -141,7 +141,7 @@ impl Variant for Backward {
             THREADS * span
         ));
         let dlogits = k.floats(storage, "dlogits");
-        let dy = k.floats(storage, "dy").read_only();
+        let dy = k.buffer::<F32>("dy").read_only();
         let logits = k.floats(storage, "logits").read_only();
         let lse = k.buffer::<F32>("lse").read_only();
         let target = k.buffer::<S32>("target").read_only();
@@ -247,7 +247,7 @@ mod tests {
                 for accum in Accum::ALL {
                     let kernel = |dlogits: Argument<'_>| {
                         let call = Backward::config(storage, accum, shape).expect("few elements");
-                        let dy = encode(storage, &[dy]);
+                        let dy = encode(Storage::F32, &[dy]);
                         let read = [
                             &*dy,
                             &*logits_bytes,

@@ -19,7 +19,7 @@ pub struct Forward {
 }
 
 /// `dx (+)= dy · 2 / elements · weight[sample] · (x − target)`. Launch with `Write(dx)`, or `Update(dx)` under
-/// [`Accum::Add`], then `Read(dy)` (one float), `Read(x), Read(target)`, `Read(weight)` if `weighted`, and the call's numbers.
+/// [`Accum::Add`], then `Read(dy)` (one f32), `Read(x), Read(target)`, `Read(weight)` if `weighted`, and the call's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backward {
     pub access: Access,
@@ -196,7 +196,7 @@ impl Variant for Backward {
             THREADS * span
         ));
         let dx = k.floats(storage, "dx");
-        let dy = k.floats(storage, "dy").read_only();
+        let dy = k.buffer::<F32>("dy").read_only();
         let x = k.floats(storage, "x").read_only();
         let target = k.floats(storage, "target").read_only();
         let weight = self
@@ -296,7 +296,7 @@ mod tests {
                         },
                         |dx| {
                             let call = Backward::config(storage, accum, shape, weighted);
-                            let dy = encode(storage, &[dy as f32]);
+                            let dy = encode(Storage::F32, &[dy as f32]);
                             let first = [dx, Argument::Read(&dy)].into_iter();
                             let read = operands.iter().map(|bytes| Argument::Read(bytes));
                             gpu::run(&call.expect("few"), first.chain(read).collect())
