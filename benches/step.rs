@@ -117,7 +117,7 @@ impl<M: Model> Job<M> {
         // The step owns the parameters: two owners of one arena could not write it.
         let Loaded { model, params } = loaded;
         let shape_only = autograd::Params::zeros(params.layout().clone(), DType::F32, Device::Cpu);
-        let step = Step::new(params, &common);
+        let step = Step::new(params, &common)?;
         Ok((
             Loaded {
                 model,

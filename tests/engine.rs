@@ -131,7 +131,7 @@ fn gradients(net: &Net, params: &Params, recompute: Recompute) -> Result<[Tensor
     let mut grads = t.backward(&loss, ParamGrads::new(params))?;
     let dx = grads.take(&x).expect("the input has a gradient");
     let mut arena = grads.into_params();
-    Ok([loss.tensor().clone(), dx, arena.finish()?.detach_copy()])
+    Ok([loss.tensor().clone(), dx, arena.finish()?.detach_copy()?])
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn train(
         grads.clear();
         warm(step);
     }
-    Ok(params.arena().detach_copy())
+    params.arena().detach_copy()
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Grads {
                 let slot = self.slot(slot);
                 match slot.take() {
                     Some(dst) => {
-                        let mut dst = writable(dst);
+                        let mut dst = writable(dst)?;
                         kernel(&mut dst, Accum::Add)?;
                         *slot = Some(dst);
                     }
@@ -101,20 +101,21 @@ impl Grads {
         targets: [(Option<VarId>, &Tensor); N],
         kernel: impl FnOnce(&mut [Option<(Tensor, Accum)>; N]) -> Result<()>,
     ) -> Result<()> {
-        let mut destinations = targets.map(|(id, like)| {
-            let id = id?;
+        let mut destinations = [const { None }; N];
+        for (destination, (id, like)) in destinations.iter_mut().zip(targets) {
             let held = match id {
-                VarId::Node(index) => self.slot(index).take(),
-                VarId::Param(_) => None,
+                None => continue,
+                Some(VarId::Node(index)) => self.slot(index).take(),
+                Some(VarId::Param(_)) => None,
             };
-            Some(match held {
-                Some(dst) => (writable(dst), Accum::Add),
+            *destination = Some(match held {
+                Some(dst) => (writable(dst)?, Accum::Add),
                 None => (
                     Tensor::uninit(like.shape(), like.dtype(), like.device()),
                     Accum::Replace,
                 ),
-            })
-        });
+            });
+        }
         kernel(&mut destinations)?;
         for ((id, _), destination) in targets.iter().zip(destinations) {
             if let Some((gradient, _)) = destination {
@@ -142,9 +143,9 @@ impl Grads {
 }
 
 /// A gradient that a kernel may add to: one that [`Grads::give`] moved in may be a view, or shared.
-fn writable(mut gradient: Tensor) -> Tensor {
+fn writable(mut gradient: Tensor) -> Result<Tensor> {
     if gradient.is_unique() && gradient.is_contiguous() {
-        gradient
+        Ok(gradient)
     } else {
         gradient.detach_copy()
     }

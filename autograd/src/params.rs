@@ -291,27 +291,31 @@ impl Params {
     /// If the shape differs, or a view of the arena is still alive.
     pub fn set(&mut self, id: ParamId, value: &Tensor) -> Result<()> {
         let info = self.layout.info(id);
-        let value = value.cast(self.arena.dtype());
+        let value = value.cast(self.arena.dtype())?;
         tensor::Check::new("params.set", &[("value", &value)]).shape(
             &info.name,
             &value,
             &info.shape,
         )?;
-        let range = info.offset..info.offset + info.shape.elements();
-        match self.arena.dtype() {
-            DType::F64 => self.arena.as_mut_slice::<f64>()?[range]
-                .copy_from_slice(value.contiguous().as_slice()?),
-            _ => self.arena.as_mut_slice::<f32>()?[range]
-                .copy_from_slice(value.contiguous().as_slice()?),
-        }
-        Ok(())
+        self.arena.overwrite(info.offset, &value)
     }
 
     /// The same values in another dtype.
-    pub fn cast(&self, dtype: DType) -> Params {
+    ///
+    /// # Errors
+    /// If the device cannot convert them.
+    pub fn cast(&self, dtype: DType) -> Result<Params> {
+        Ok(Params {
+            layout: self.layout.clone(),
+            arena: self.arena.cast(dtype)?,
+        })
+    }
+
+    /// The same values on another device.
+    pub fn to_device(&self, device: Device) -> Params {
         Params {
             layout: self.layout.clone(),
-            arena: self.arena.cast(dtype),
+            arena: self.arena.to_device(device),
         }
     }
 }

@@ -275,11 +275,11 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let x = self.tensor.contiguous();
+        let x = self.tensor.to_host();
         let bytes = match self.dtype {
             Dtype::BF16 => x
                 .cast(DType::BF16)
-                .to_vec::<bf16>()
+                .and_then(|x| x.to_vec::<bf16>())
                 .map(|v| bytemuck::cast_slice(&v).to_vec()),
             Dtype::F64 => x.to_vec::<f64>().map(|v| bytemuck::cast_slice(&v).to_vec()),
             _ => x.to_vec::<f32>().map(|v| bytemuck::cast_slice(&v).to_vec()),

@@ -1,6 +1,6 @@
 //! The checks that ops make of their operands, each of which ends in an [`Error`] that shows all of them.
 
-use crate::{Accum, DType, Error, Operand, Result, Tensor};
+use crate::{Accum, DType, Device, Error, Operand, Result, Tensor};
 
 /// An op's name and operands, for its checks.
 pub struct Check<'a> {
@@ -68,11 +68,8 @@ impl<'a> Check<'a> {
     /// Requires every element of an i32 `tensor` to be in `0..below`.
     pub fn index(&self, name: &str, tensor: &Tensor, below: usize) -> Result<()> {
         self.dtype(name, tensor, DType::I32)?;
-        let values = tensor.contiguous();
-        let wrong = values
-            .as_slice::<i32>()?
-            .iter()
-            .find(|&&v| v < 0 || v as usize >= below);
+        let values = tensor.to_vec::<i32>()?;
+        let wrong = values.iter().find(|&&v| v < 0 || v as usize >= below);
         self.require(wrong.is_none(), || {
             format!(
                 "{name} holds {}, which is outside 0..{below}",
@@ -89,9 +86,14 @@ impl<'a> Check<'a> {
 
     /// Requires these operands to share one dtype that kernels compute in, and all operands to share a device.
     pub fn floats(&self, tensors: &[&Tensor]) -> Result<DType> {
-        let dtype = tensors[0].dtype();
-        self.require(matches!(dtype, DType::F32 | DType::F64), || {
-            format!("cannot compute in {dtype} on the CPU")
+        let (dtype, device) = (tensors[0].dtype(), self.device());
+        let computes = match device {
+            Device::Cpu => [DType::F32, DType::F64],
+            Device::Sim { .. } => [DType::F32, DType::BF16],
+        };
+        self.require(computes.contains(&dtype), || {
+            let [a, b] = computes;
+            format!("cannot compute in {dtype} on {device}, which computes in {a} and {b}")
         })?;
         let same = tensors.iter().all(|t| t.dtype() == dtype);
         self.require(same, || "float operands must share one dtype".into())?;
@@ -99,8 +101,16 @@ impl<'a> Check<'a> {
         Ok(dtype)
     }
 
+    /// The device of the first operand.
+    pub(crate) fn device(&self) -> Device {
+        self.operands
+            .first()
+            .map(|(_, t)| t.device())
+            .unwrap_or_default()
+    }
+
     pub fn same_device(&self) -> Result<()> {
-        let device = self.operands[0].1.device();
+        let device = self.device();
         self.require(
             self.operands.iter().all(|(_, t)| t.device() == device),
             || "operands must be on one device".into(),
@@ -108,7 +118,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Runs a body with `$T` bound to the Rust type of a float dtype that [`Check::same_float`] returned.
+/// Runs a body with `$T` bound to the Rust type of a float dtype that [`Check::same_float`] returned on the CPU.
 macro_rules! dispatch_float {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {

@@ -43,6 +43,7 @@ struct Details {
     reason: String,
     operands: Vec<Operand>,
     module: Option<String>,
+    unsupported: bool,
 }
 
 impl Error {
@@ -52,7 +53,25 @@ impl Error {
             reason: reason.into(),
             operands,
             module: None,
+            unsupported: false,
         }))
+    }
+
+    /// The same about the same operands, for another reason.
+    pub fn because(mut self, reason: impl Into<String>) -> Error {
+        self.0.reason = reason.into();
+        self
+    }
+
+    /// Marks a refusal that is the device's, not the op's.
+    pub(crate) fn unsupported(mut self) -> Error {
+        self.0.unsupported = true;
+        self
+    }
+
+    /// Whether only this device cannot do what was asked, for lack of a kernel.
+    pub fn is_unsupported(&self) -> bool {
+        self.0.unsupported
     }
 
     pub fn op(&self) -> &'static str {
@@ -88,6 +107,7 @@ impl fmt::Display for Error {
             reason,
             operands,
             module,
+            ..
         } = &*self.0;
         write!(f, "{op}: {reason}")?;
         let width = operands.iter().map(|o| o.name.len()).max().unwrap_or(0);

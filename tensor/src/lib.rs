@@ -7,12 +7,13 @@
 mod check;
 mod device;
 mod error;
+pub mod gpu;
 pub mod ops;
 mod shape;
 mod tensor;
 
 pub use check::Check;
-pub use device::Device;
+pub use device::{Arch, Device};
 pub use error::{Error, Operand, Result};
 pub use kernels::{Accum, DType, Element, Float};
 pub use shape::{MAX_RANK, Shape};

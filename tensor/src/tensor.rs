@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use kernels::Buffer;
+use kernels::ops::copy::ptx::Copy;
+use kernels::ptx::Storage;
 
-use crate::{Check, DType, Device, Element, Error, Operand, Result, Shape};
+use crate::gpu::Arg;
+use crate::{Accum, Check, DType, Device, Element, Error, Operand, Result, Shape};
 
 /// A view of shared storage, immutable unless it is the storage's only owner.
 ///
@@ -195,9 +198,15 @@ impl Tensor {
     /// The elements in row-major order, without a copy.
     ///
     /// # Errors
-    /// If the tensor is not contiguous or holds another type.
+    /// If the tensor is not contiguous, holds another type, or does not live in the host's memory.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         let check = Check::new("as_slice", &[("x", self)]);
+        check.require(self.device == Device::Cpu, || {
+            format!(
+                "lives on {}, so it must be copied to the host first",
+                self.device
+            )
+        })?;
         check.require(self.holds::<T>(), || {
             format!("cannot be read as {}", T::DTYPE)
         })?;
@@ -210,10 +219,12 @@ impl Tensor {
     /// The elements in row-major order, for writing.
     ///
     /// # Errors
-    /// If the tensor is not contiguous, holds another type, or shares its storage.
+    /// If the tensor is not contiguous, holds another type, shares its storage, or does not live in the host's memory.
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
         let (start, len) = (self.offset, self.len());
-        let reason = if !self.holds::<T>() {
+        let reason = if self.device != Device::Cpu {
+            "does not live in the host's memory"
+        } else if !self.holds::<T>() {
             "cannot be written as another dtype"
         } else if !self.is_contiguous() {
             "not contiguous"
@@ -236,12 +247,12 @@ impl Tensor {
     /// # Errors
     /// If the tensor holds another type.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.contiguous().as_slice()?.to_vec())
+        Ok(self.to_host().as_slice()?.to_vec())
     }
 
     /// The elements as f64, from any dtype, in row-major order.
     pub fn to_f64_vec(&self) -> Vec<f64> {
-        let x = self.contiguous();
+        let x = self.to_host();
         let range = x.offset..x.offset + x.len();
         match x.dtype {
             DType::F32 => x.storage.as_slice::<f32>()[range]
@@ -282,12 +293,60 @@ impl Tensor {
         Ok(self.to_f64_vec()[0])
     }
 
-    /// Converts the elements to another dtype.
-    pub fn cast(&self, dtype: DType) -> Tensor {
+    /// Converts the elements to another dtype, rounding to nearest.
+    ///
+    /// # Errors
+    /// If the device has no kernel for it: GPUs convert between f32 and bf16.
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
         if dtype == self.dtype {
-            return self.clone();
+            return Ok(self.clone());
         }
-        Tensor::from_f64(&self.to_f64_vec(), self.shape, dtype, self.device)
+        let check = Check::new("cast", &[("x", self)]);
+        let Some(gpu) = check.gpu() else {
+            return Ok(Tensor::from_f64(
+                &self.to_f64_vec(),
+                self.shape,
+                dtype,
+                self.device,
+            ));
+        };
+        let (Some(from), Some(to)) = (Storage::of(self.dtype), Storage::of(dtype)) else {
+            return Err(gpu.missing(&format!("a conversion to {dtype}")));
+        };
+        let mut out = Tensor::uninit(self.shape, dtype, self.device);
+        // A sum over no dimension: every element by itself.
+        let whole = [self.len()];
+        let passes = kernels::ops::reduce::ptx::config(from, to, Accum::Replace, &whole, &[false]);
+        for pass in gpu.plan(passes)? {
+            let operands = [Arg::Write(&mut out), Arg::Read(self), Arg::F32(1.0)];
+            gpu.call(&pass.call, operands)?;
+        }
+        Ok(out)
+    }
+
+    /// The same elements on another device, in row-major order; itself where it already is there.
+    pub fn to_device(&self, device: Device) -> Tensor {
+        match device {
+            _ if device == self.device => self.clone(),
+            Device::Cpu => self.to_host(),
+            Device::Sim { .. } => Tensor {
+                device,
+                ..self.to_host().gathered()
+            },
+        }
+    }
+
+    /// The elements in the host's memory, in row-major order.
+    pub fn to_host(&self) -> Tensor {
+        // Simulated GPUs have the host's memory.
+        let x = Tensor {
+            device: Device::Cpu,
+            ..self.clone()
+        };
+        match x.is_contiguous() {
+            true => x,
+            false => x.gathered(),
+        }
     }
 
     /// The same elements under another shape: a view where the tensor is contiguous, else a copy.
@@ -299,7 +358,7 @@ impl Tensor {
         Check::new("reshape", &[("x", self)]).require(shape.elements() == self.len(), || {
             format!("{} elements do not make {shape}", self.len())
         })?;
-        let mut view = self.contiguous();
+        let mut view = self.contiguous()?;
         view.shape = shape;
         view.strides = shape.strides();
         Ok(view)
@@ -374,10 +433,46 @@ impl Tensor {
     }
 
     /// The same elements in row-major order: itself where it already is, else a copy.
-    pub fn contiguous(&self) -> Tensor {
+    ///
+    /// # Errors
+    /// If a GPU has no kernel for the copy: the view has more elements, or reaches further, than kernels count.
+    pub fn contiguous(&self) -> Result<Tensor> {
         if self.is_contiguous() {
-            return self.clone();
+            return Ok(self.clone());
         }
+        self.packed_copy()
+    }
+
+    /// [`Tensor::contiguous`] that begins at a multiple of `alignment` bytes.
+    pub(crate) fn packed(&self, alignment: usize) -> Result<Tensor> {
+        let aligned = (self.offset * self.dtype.size()).is_multiple_of(alignment);
+        if self.is_contiguous() && (aligned || self.is_empty()) {
+            return Ok(self.clone());
+        }
+        self.packed_copy()
+    }
+
+    /// The elements in row-major order in storage of their own.
+    fn packed_copy(&self) -> Result<Tensor> {
+        let check = Check::new("contiguous", &[("x", self)]);
+        let Some(gpu) = check.gpu() else {
+            return Ok(self.gathered());
+        };
+        let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
+        let (dims, strides) = (self.shape.dims(), self.strides.dims());
+        let call = Copy::config(self.dtype.size(), dims, strides, self.offset);
+        let whole = Tensor {
+            offset: 0,
+            shape: Shape::new(&[self.storage.len_bytes() / self.dtype.size()]),
+            strides: Shape::new(&[1]),
+            ..self.clone()
+        };
+        gpu.call(&gpu.plan(call)?, [Arg::Write(&mut out), Arg::Read(&whole)])?;
+        Ok(out)
+    }
+
+    /// [`Tensor::packed_copy`] by the CPU.
+    fn gathered(&self) -> Tensor {
         let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
         let size = self.dtype.size();
         let src = self.storage.as_bytes();
@@ -396,16 +491,76 @@ impl Tensor {
     }
 
     /// The elements in row-major order in storage of their own, shared with nobody and with no room to spare.
-    pub fn detach_copy(&self) -> Tensor {
-        let x = self.contiguous();
+    pub fn detach_copy(&self) -> Result<Tensor> {
+        if !self.is_contiguous() {
+            return self.packed_copy();
+        }
         let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
-        let size = self.dtype.size();
-        let bytes = &x.storage.as_bytes()[x.offset * size..(x.offset + x.len()) * size];
-        Arc::get_mut(&mut out.storage)
+        let bytes = Arc::get_mut(&mut out.storage)
             .expect("storage was just made")
-            .as_bytes_mut()
-            .copy_from_slice(bytes);
-        out
+            .as_bytes_mut();
+        bytes.copy_from_slice(self.bytes());
+        Ok(out)
+    }
+
+    /// The memory of a contiguous tensor.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        debug_assert!(self.is_contiguous());
+        let size = self.dtype.size();
+        &self.storage.as_bytes()[self.offset * size..][..self.len() * size]
+    }
+
+    /// The memory of a tensor that is contiguous, shared with nobody, and begins at a multiple of `alignment` bytes.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub(crate) fn bytes_mut(&mut self, alignment: usize) -> Result<&mut [u8]> {
+        let size = self.dtype.size();
+        let (start, len) = (self.offset * size, self.len() * size);
+        let reason = if !self.is_contiguous() {
+            "not contiguous, so kernels cannot write it"
+        } else if len > 0 && !start.is_multiple_of(alignment) {
+            "begins where kernels cannot write"
+        } else if !self.is_unique() {
+            "shares its storage, so it cannot be written"
+        } else {
+            let storage = Arc::get_mut(&mut self.storage).expect("unique by the test above");
+            return Ok(&mut storage.as_bytes_mut()[start..start + len]);
+        };
+        Err(Error::new("launch", reason, vec![Operand::new("x", self)]))
+    }
+
+    /// Overwrites the elements from `start` on, in row-major order, with those of `src`, which may live on another device.
+    ///
+    /// # Errors
+    /// If dtypes differ, `src` does not fit, or the tensor is not contiguous or shares its storage.
+    pub fn overwrite(&mut self, start: usize, src: &Tensor) -> Result<()> {
+        let check = Check::new("overwrite", &[("dst", self), ("src", src)]);
+        check.dtype("src", src, self.dtype)?;
+        let fits = start <= self.len() && src.len() <= self.len() - start;
+        check.require(fits, || format!("src does not fit from element {start} on"))?;
+        let src = match src.device == self.device {
+            true => src.contiguous()?,
+            false => src.to_host(),
+        };
+        let bytes = src.bytes();
+        self.bytes_mut(1)?[start * src.dtype.size()..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Sets every element to the one of `value`.
+    ///
+    /// # Errors
+    /// If `value` is not one element of the same dtype, or the tensor is not contiguous or shares its storage.
+    pub(crate) fn set_all(&mut self, value: &Tensor) -> Result<()> {
+        let check = Check::new("fill", &[("out", self), ("value", value)]);
+        check.dtype("value", value, self.dtype)?;
+        check.shape("value", value, &[])?;
+        let value = value.bytes();
+        for element in self.bytes_mut(1)?.chunks_exact_mut(value.len()) {
+            element.copy_from_slice(value);
+        }
+        Ok(())
     }
 
     /// Turns the only owner of a flat arena into the view of one of its parts, which can then be written.
@@ -442,10 +597,7 @@ impl Tensor {
         if self.shape != other.shape || self.dtype != other.dtype {
             return false;
         }
-        let size = self.dtype.size();
-        let (a, b) = (self.contiguous(), other.contiguous());
-        a.storage.as_bytes()[a.offset * size..][..a.len() * size]
-            == b.storage.as_bytes()[b.offset * size..][..b.len() * size]
+        self.to_host().bytes() == other.to_host().bytes()
     }
 }
 

@@ -74,7 +74,7 @@ impl Inputs {
                 tensor.dtype()
             )));
         }
-        Ok(Some(t.constant(inward(&tensor.cast(self.dtype))?)))
+        Ok(Some(t.constant(inward(&tensor.cast(self.dtype)?)?)))
     }
 
     fn float(&self, t: &Tape, name: &'static str) -> Result<Var> {
@@ -295,7 +295,7 @@ fn of_class<M: Probe>(dir: &Folder, inputs: &Inputs, request: &Request) -> Resul
     for (name, value) in t.taken() {
         // An attention map, [n, heads, queries, keys], is the only activation of rank 4 that is no picture.
         let value = match name.ends_with("probs") {
-            true => value.contiguous(),
+            true => value.contiguous()?,
             false => outward(&value)?,
         };
         named.push((name, value));
@@ -320,7 +320,7 @@ fn gradients(params: &Params, grads: &ParamGrads, wanted: &glob::Pattern) -> Res
                 FileLayout::Same => gradient,
                 FileLayout::Oihw => gradient.permute(&[0, 3, 1, 2])?,
             };
-            named.push((info.name.clone(), gradient.contiguous()));
+            named.push((info.name.clone(), gradient.contiguous()?));
         }
     }
     Ok(named)
@@ -347,7 +347,7 @@ pub fn list(dir: &Folder, inputs: &Inputs, request: &Request) -> Result<Vec<Stri
 /// [n, c, h, w] → [n, h, w, c]; other ranks as they are.
 fn inward(x: &Tensor) -> Result<Tensor> {
     match x.rank() {
-        4 => Ok(x.permute(&[0, 2, 3, 1])?.contiguous()),
+        4 => Ok(x.permute(&[0, 2, 3, 1])?.contiguous()?),
         _ => Ok(x.clone()),
     }
 }
@@ -355,8 +355,8 @@ fn inward(x: &Tensor) -> Result<Tensor> {
 /// [n, h, w, c] → [n, c, h, w]; other ranks as they are.
 fn outward(x: &Tensor) -> Result<Tensor> {
     match x.rank() {
-        4 => Ok(x.permute(&[0, 3, 1, 2])?.contiguous()),
-        _ => Ok(x.contiguous()),
+        4 => Ok(x.permute(&[0, 3, 1, 2])?.contiguous()?),
+        _ => Ok(x.contiguous()?),
     }
 }
 
@@ -426,7 +426,7 @@ impl View for &Stored {
 pub fn serialize(named: &Named) -> Result<Vec<u8>> {
     let stored: Vec<(String, Stored)> = named
         .iter()
-        .map(|(name, x)| (name.clone(), Stored(x.contiguous())))
+        .map(|(name, x)| (name.clone(), Stored(x.to_host())))
         .collect();
     let views = stored.iter().map(|(name, x)| (name.as_str(), x));
     safetensors::serialize(views, None)

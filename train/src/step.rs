@@ -49,7 +49,7 @@ pub struct Outcome {
 }
 
 impl Step {
-    pub fn new(params: Params, common: &Common) -> Step {
+    pub fn new(params: Params, common: &Common) -> Result<Step> {
         let zeros = || {
             Tensor::zeros(
                 [params.layout().arena_len()],
@@ -61,8 +61,8 @@ impl Step {
             Optimizer::Adamw => Vec::new(),
             Optimizer::Muon => matrices(params.layout()),
         };
-        Step {
-            ema: params.arena().detach_copy(),
+        Ok(Step {
+            ema: params.arena().detach_copy()?,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             grads: None,
@@ -84,7 +84,7 @@ impl Step {
                 ema_decay: common.ema_decay,
             },
             params,
-        }
+        })
     }
 
     /// The averaged weights as parameters. They share storage: drop them before the next step.

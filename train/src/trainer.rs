@@ -84,7 +84,7 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
             DTYPE,
             tensor::Device::Cpu,
         )?;
-        let mut training = Step::new(params, common);
+        let mut training = Step::new(params, common)?;
         let batch = stage.batch()?;
         let mut seconds = Vec::new();
         for at in 0..TIMED_STEPS {
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
                 let mut params =
                     Params::init(stage.layout().clone(), seed, DTYPE, tensor::Device::Cpu)?;
                 stage.prepare(&mut params, true, interrupt)?;
-                Step::new(params, self.common)
+                Step::new(params, self.common)?
             }
         };
         let rate = self.common.learning_rate();
@@ -353,8 +353,8 @@ impl<'a> Run<'a> {
         }
         let mut params = stage.load(dir)?;
         stage.prepare(&mut params, false, interrupt)?;
-        let mut training = Step::new(params, self.common);
-        training.ema = stage.load(&dir.join(AVERAGED))?.arena().detach_copy();
+        let mut training = Step::new(params, self.common)?;
+        training.ema = stage.load(&dir.join(AVERAGED))?.arena().detach_copy()?;
         read_moments(&mut training, &dir.join(OPTIMIZER))?;
         println!("goes on from {}", dir.display());
         Ok(training)

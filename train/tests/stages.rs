@@ -97,7 +97,7 @@ fn by_heart<S: Stage>(mut stage: S, config: &Config, steps: usize) -> (f64, f64)
         .prepare(&mut params, true, &Interrupt::default())
         .unwrap();
     let batch = stage.batch().unwrap();
-    let mut training = Step::new(params, config.common());
+    let mut training = Step::new(params, config.common()).unwrap();
     let mut losses = Vec::new();
     for _ in 0..steps {
         // Step 0 each time: the same counters, so the same noise.
@@ -186,12 +186,12 @@ fn a_loss_that_is_not_finite_names_op_and_module_and_keeps_the_weights() {
     let mut params = Params::init(stage.layout().clone(), 0, DTYPE, Device::Cpu).unwrap();
     let name = "vision_model.encoder.layers.0.mlp.fc1.weight";
     let broken = params.layout().find(name).unwrap();
-    let mut value = params.get(broken).unwrap().detach_copy();
+    let mut value = params.get(broken).unwrap().detach_copy().unwrap();
     value.as_mut_slice::<f32>().unwrap()[3] = f32::NAN;
     params.set(broken, &value).unwrap();
     let batch = stage.batch().unwrap();
-    let mut training = Step::new(params, config.common());
-    let before = training.params.arena().detach_copy();
+    let mut training = Step::new(params, config.common()).unwrap();
+    let before = training.params.arena().detach_copy().unwrap();
     let said = training
         .take(7, 1e-3, |t, _| Ok(stage.loss(t, &batch)?.total))
         .unwrap_err()

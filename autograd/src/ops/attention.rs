@@ -152,6 +152,33 @@ impl OpSpec for Spec {
                 true,
             ),
         ];
+        // Head dims that GPU kernels have.
+        let wide = Shapes {
+            n: 2,
+            queries: 9,
+            keys: 9,
+            context: 0,
+            heads: 2,
+            head_dim: 32,
+        };
+        cases.extend([
+            case(wide, false, false),
+            case(wide, true, true),
+            case(Shapes { context: 5, ..wide }, false, true),
+            case(Shapes { queries: 1, ..wide }, false, false),
+        ]);
+        let longer = Shapes {
+            n: 1,
+            queries: 67,
+            keys: 67,
+            heads: 1,
+            head_dim: 48,
+            ..wide
+        };
+        cases.extend([
+            case(longer, true, false),
+            case(Shapes { context: 101, ..longer }, false, true),
+        ]);
         for context in [0, 4] {
             for causal in [false, true] {
                 for mask in [false, true] {

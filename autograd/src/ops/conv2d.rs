@@ -54,7 +54,7 @@ struct Conv2dBackward {
 
 impl Backward for Conv2dBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
-        let dy = upstream.single()?.contiguous();
+        let dy = upstream.single()?.contiguous()?;
         grads.sink(self.to_weight, &self.weight, |dw, accum| {
             conv2d::backward_weight(dw, accum, &dy, &self.x, self.conv)
         })?;

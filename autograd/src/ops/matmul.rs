@@ -32,7 +32,7 @@ struct MatmulBackward {
 
 impl Backward for MatmulBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
-        let dc = upstream.single()?.contiguous();
+        let dc = upstream.single()?.contiguous()?;
         let MatmulBackward {
             transpose,
             a,
@@ -130,7 +130,7 @@ struct LinearBackward {
 
 impl Backward for LinearBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
-        let dy = upstream.single()?.contiguous();
+        let dy = upstream.single()?.contiguous()?;
         let dz = match self.activation {
             None => dy.clone(),
             Some((f, pre)) => {

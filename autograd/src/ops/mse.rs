@@ -30,11 +30,12 @@ struct MseBackward {
 
 impl Backward for MseBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
-        let dy = upstream.single()?.item()?;
+        let dy = upstream.single()?;
         let weight = self.weight.as_ref();
-        for (to, scale) in self.to.into_iter().zip([dy, -dy]) {
-            grads.sink(to, &self.x, |dx, accum| {
-                mse::backward(dx, accum, scale, &self.x, &self.target, weight)
+        let (x, target) = (&self.x, &self.target);
+        for (to, [x, target]) in self.to.into_iter().zip([[x, target], [target, x]]) {
+            grads.sink(to, x, |dx, accum| {
+                mse::backward(dx, accum, &dy, x, target, weight)
             })?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::{Backward, Grads, Tape, Upstream, Var, VarId};
 
 /// Dimension `i` of the result is dimension `order[i]` of x. The result is laid out in its own order.
 pub fn permute(t: &Tape, x: &Var, order: &[usize]) -> Result<Var> {
-    let y = x.tensor.permute(order)?.contiguous();
+    let y = x.tensor.permute(order)?.contiguous()?;
     t.record("permute", &[x], y, || PermuteBackward {
         order: order.to_vec(),
         to: x.id,
@@ -27,7 +27,7 @@ impl Backward for PermuteBackward {
             inverse[d] = i;
         }
         // In order at once: whoever takes the gradient may read it several times or add to it.
-        let dx = upstream.single()?.permute(&inverse)?.contiguous();
+        let dx = upstream.single()?.permute(&inverse)?.contiguous()?;
         grads.give(self.to, dx)
     }
 }

@@ -26,7 +26,7 @@ pub fn split(t: &Tape, x: &Var, dim: usize, sizes: &[usize]) -> Result<Vec<Var>>
 /// # Shapes
 /// x [.., d, ..] → [.., len, ..]
 pub fn narrow(t: &Tape, x: &Var, dim: usize, start: usize, len: usize) -> Result<Var> {
-    let piece = x.tensor.narrow(dim, start, len)?.contiguous();
+    let piece = x.tensor.narrow(dim, start, len)?.contiguous()?;
     t.record("narrow", &[x], piece, || SplitBackward {
         x: x.tensor.outline(),
         to: x.id,

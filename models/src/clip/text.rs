@@ -127,7 +127,7 @@ impl TextTower {
         })?;
         let end = self.end_positions(input_ids);
         let (pooled, last_hidden_state, hidden_states) = t.scope("text_model", || {
-            let ids = t.constant(input_ids.cast(DType::I32)); // [n, l]
+            let ids = t.constant(input_ids.cast(DType::I32)?); // [n, l]
             let tokens = self.token_embedding.forward(t, &ids)?; // [n, l, c]
             let mut positions = self.position_embedding.table(t)?; // [positions, c]
             if length < self.positions {

@@ -1,6 +1,9 @@
 //! A line through every element.
 
+use kernels::ops::affine::ptx::Forward;
+
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Tensor};
 
 /// scale·x + shift, any shape.
@@ -16,7 +19,14 @@ pub fn accumulate(y: &mut Tensor, accum: Accum, x: &Tensor, scale: f64, shift: f
     let check = Check::new("affine", &[("y", y), ("x", x)]);
     let dtype = check.same_float()?;
     check.shape("y", y, x.dims())?;
-    let x = x.contiguous();
+    if let Some(gpu) = check.gpu() {
+        let storage = gpu.storage(dtype);
+        let plan = gpu.plan(Forward { storage, accum }.config(x.len()))?;
+        let y = Arg::destination(y, accum);
+        let (scale, shift) = (Arg::F32(scale as f32), Arg::F32(shift as f32));
+        return gpu.launch(&plan, [y, Arg::Read(x), scale, shift, Arg::number(x.len())]);
+    }
+    let x = x.contiguous()?;
     dispatch_float!(dtype, T => {
         kernels::ops::affine::forward::<T>(y.as_mut_slice()?, accum, x.as_slice()?, scale, shift)
     });

@@ -1,8 +1,9 @@
 //! Scaled dot-product attention with causal and key masks and added context keys.
 
-use kernels::ops::attention::{self as kernel, Gradients};
+use kernels::ops::attention::{self as kernel, Gradients, ptx};
 
 use crate::check::{dispatch_float, slices_mut};
+use crate::gpu::{Arg, Gpu, statistics};
 use crate::{Accum, Check, DType, Result, Tensor};
 
 /// The options of an attention.
@@ -43,10 +44,29 @@ pub struct Output {
 /// # Errors
 /// If the operands have other than the shapes of [`Operands`], or dtypes differ.
 pub fn forward(operands: Operands, options: Attention) -> Result<Output> {
-    let (d, dtype) = descriptor(operands, options)?;
-    let operands = Contiguous::new(operands);
+    let (d, dtype, gpu) = descriptor(operands, options)?;
+    let operands = Contiguous::new(operands)?;
     let mut out = Tensor::uninit(operands.q.shape(), dtype, operands.q.device());
-    let mut lse = Tensor::uninit([d.n, d.heads, d.queries], dtype, operands.q.device());
+    let shape = [d.n, d.heads, d.queries];
+    let mut lse = Tensor::uninit(shape, statistics(dtype), operands.q.device());
+    if let Some(gpu) = gpu {
+        let plan = gpu.plan(ptx::config(&d, gpu.storage(dtype), gpu.arch))?;
+        let Contiguous {
+            q,
+            k,
+            v,
+            context,
+            mask,
+        } = &operands;
+        let written = [Arg::Write(&mut out), Arg::Write(&mut lse)].into_iter();
+        let (context_k, context_v) = context.as_ref().map(|(k, v)| (k, v)).unzip();
+        let optional = [context_k, context_v, mask.as_ref()].map(Arg::optional);
+        let operands = written.chain([q, k, v].map(Arg::Read)).chain(optional);
+        let numbers = [d.heads, d.queries, d.keys, d.context, usize::from(d.causal)];
+        let scale = [Arg::F32(d.scale as f32)];
+        gpu.launch(&plan, operands.chain(numbers.map(Arg::number)).chain(scale))?;
+        return Ok(Output { out, lse });
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
         out.as_mut_slice()?,
@@ -68,14 +88,17 @@ pub fn backward(
     operands: Operands,
     options: Attention,
 ) -> Result<()> {
-    let (d, dtype) = descriptor(operands, options)?;
+    let (d, dtype, gpu) = descriptor(operands, options)?;
     Check::new("attention", &[("dout", dout), ("q", operands.q)]).shape(
         "dout",
         dout,
         operands.q.dims(),
     )?;
-    let operands = Contiguous::new(operands);
-    let dout = dout.contiguous();
+    let operands = Contiguous::new(operands)?;
+    let dout = dout.contiguous()?;
+    if let Some(gpu) = gpu {
+        return Err(gpu.missing("the gradient"));
+    }
     dispatch_float!(dtype, T => {
         let [dq, dk, dv, dcontext_k, dcontext_v] = slices_mut::<T, 5>(gradients)?;
         kernel::backward::<T>(
@@ -99,9 +122,12 @@ pub fn backward(
 /// # Errors
 /// As for [`forward`].
 pub fn probabilities(operands: Operands, options: Attention) -> Result<Tensor> {
-    let (d, dtype) = descriptor(operands, options)?;
-    let operands = Contiguous::new(operands);
+    let (d, dtype, gpu) = descriptor(operands, options)?;
+    let operands = Contiguous::new(operands)?;
     let shape = [d.n, d.heads, d.queries, d.context + d.keys];
+    if let Some(gpu) = gpu {
+        return Err(gpu.missing("the attention map"));
+    }
     let mut map = Tensor::uninit(shape, dtype, operands.q.device());
     dispatch_float!(dtype, T => kernel::probabilities::<T>(
         &d,
@@ -114,7 +140,10 @@ pub fn probabilities(operands: Operands, options: Attention) -> Result<Tensor> {
     Ok(map)
 }
 
-fn descriptor(operands: Operands, options: Attention) -> Result<(kernel::Attention, DType)> {
+fn descriptor(
+    operands: Operands,
+    options: Attention,
+) -> Result<(kernel::Attention, DType, Option<Gpu>)> {
     let Operands {
         q,
         k,
@@ -168,7 +197,7 @@ fn descriptor(operands: Operands, options: Attention) -> Result<(kernel::Attenti
         causal,
         scale,
     };
-    Ok((d, dtype))
+    Ok((d, dtype, check.gpu()))
 }
 
 /// The operands in row-major order.
@@ -181,16 +210,17 @@ struct Contiguous {
 }
 
 impl Contiguous {
-    fn new(operands: Operands) -> Contiguous {
-        Contiguous {
-            q: operands.q.contiguous(),
-            k: operands.k.contiguous(),
-            v: operands.v.contiguous(),
+    fn new(operands: Operands) -> Result<Contiguous> {
+        Ok(Contiguous {
+            q: operands.q.contiguous()?,
+            k: operands.k.contiguous()?,
+            v: operands.v.contiguous()?,
             context: operands
                 .context
-                .map(|(k, v)| (k.contiguous(), v.contiguous())),
-            mask: operands.mask.map(Tensor::contiguous),
-        }
+                .map(|(k, v)| Ok((k.contiguous()?, v.contiguous()?)))
+                .transpose()?,
+            mask: operands.mask.map(Tensor::contiguous).transpose()?,
+        })
     }
 
     fn context<T: crate::Float>(&self) -> Result<Option<(&[T], &[T])>> {

@@ -1,8 +1,10 @@
 //! Average pooling over 2×2 blocks.
 
-use kernels::ops::{avg_pool2, nearest_up2};
+use kernels::ops::avg_pool2::{self, ptx::SumBlocks};
+use kernels::ops::nearest_up2::{self, ptx::RepeatBlocks};
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Tensor};
 
 /// The mean of each 2×2 block.
@@ -17,8 +19,15 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
     check.require(h % 2 == 0 && w % 2 == 0, || {
         "height and width must be even".into()
     })?;
-    let x = x.contiguous();
+    let x = x.contiguous()?;
     let mut y = Tensor::uninit([n, h / 2, w / 2, c], dtype, x.device());
+    if let Some(gpu) = check.gpu() {
+        let shape = [n, h / 2, w / 2, c];
+        let call = SumBlocks::config(gpu.storage(dtype), Accum::Replace, shape);
+        let operands = [Arg::Write(&mut y), Arg::Read(&x), Arg::F32(0.25)];
+        gpu.call(&gpu.plan(call)?, operands)?;
+        return Ok(y);
+    }
     dispatch_float!(dtype, T => {
         avg_pool2::sum_blocks(y.as_mut_slice::<T>()?, Accum::Replace, x.as_slice()?, w / 2, c, 0.25)
     });
@@ -32,7 +41,12 @@ pub fn backward(dx: &mut Tensor, accum: Accum, dy: &Tensor) -> Result<()> {
     check.rank("dy", dy, 4)?;
     let [n, h, w, c] = [dy.dims()[0], dy.dims()[1], dy.dims()[2], dy.dims()[3]];
     check.shape("dx", dx, &[n, 2 * h, 2 * w, c])?;
-    let dy = dy.contiguous();
+    let dy = dy.contiguous()?;
+    if let Some(gpu) = check.gpu() {
+        let call = RepeatBlocks::config(gpu.storage(dtype), accum, [n, h, w, c]);
+        let operands = [Arg::destination(dx, accum), Arg::Read(&dy), Arg::F32(0.25)];
+        return gpu.call(&gpu.plan(call)?, operands);
+    }
     dispatch_float!(dtype, T => {
         nearest_up2::repeat_blocks(dx.as_mut_slice::<T>()?, accum, dy.as_slice()?, w, c, 0.25)
     });

@@ -1,9 +1,11 @@
 //! Elementwise functions of two operands that broadcast.
 
 pub use kernels::ops::binary::Binary;
+use kernels::ops::binary::ptx::Forward;
 use kernels::ops::binary::{self as kernel, Strided};
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Shape, Tensor};
 
 /// f(a, b).
@@ -31,9 +33,15 @@ pub fn accumulate(f: Binary, y: &mut Tensor, accum: Accum, a: &Tensor, b: &Tenso
     let check = Check::new(f.name(), &[("y", y), ("a", a), ("b", b)]);
     let dtype = check.same_float()?;
     let shape = y.shape();
-    let (a, b) = (a.contiguous(), b.contiguous());
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
     let a_strides = a.broadcast_to(shape)?.strides();
     let b_strides = b.broadcast_to(shape)?.strides();
+    if let Some(gpu) = check.gpu() {
+        let strides: [&[usize]; 2] = [&a_strides, &b_strides];
+        let call = Forward::config(f, gpu.storage(dtype), accum, &shape, strides);
+        let operands = [Arg::destination(y, accum), Arg::Read(&a), Arg::Read(&b)];
+        return gpu.call(&gpu.plan(call)?, operands);
+    }
     dispatch_float!(dtype, T => {
         let a = Strided { data: a.as_slice()?, strides: &a_strides };
         let b = Strided { data: b.as_slice()?, strides: &b_strides };

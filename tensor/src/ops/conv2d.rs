@@ -1,8 +1,9 @@
 //! Two-dimensional convolution of NHWC images.
 
-use kernels::ops::conv2d::{self as kernel, Conv2d};
+use kernels::ops::conv2d::{self as kernel, Conv2d, ptx};
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Tensor};
 
 /// How the kernel moves over the image, in both directions alike.
@@ -40,12 +41,21 @@ pub fn forward(
     if let Some(residual) = residual {
         check.shape("residual", residual, &shape)?;
     }
-    let (x, weight) = (x.contiguous(), weight.contiguous());
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (bias, residual) = (
-        bias.map(Tensor::contiguous),
-        residual.map(Tensor::contiguous),
+        bias.map(Tensor::contiguous).transpose()?,
+        residual.map(Tensor::contiguous).transpose()?,
     );
     let mut y = Tensor::uninit(shape, dtype, x.device());
+    if let Some(gpu) = check.gpu() {
+        let plan = gpu.plan(ptx::config(&d, gpu.storage(dtype), gpu.arch))?;
+        let read = [Arg::Read(&x), Arg::Read(&weight)].into_iter();
+        let added = [bias.as_ref(), residual.as_ref()].map(Arg::optional);
+        let sizes = ptx::Forward::sizes(&d).map(Arg::U32);
+        let operands = [Arg::Write(&mut y)].into_iter().chain(read);
+        gpu.launch(&plan, operands.chain(added).chain(sizes))?;
+        return Ok(y);
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
         y.as_mut_slice()?,
@@ -69,7 +79,24 @@ pub fn backward_input(
     let dtype = check.same_float()?;
     let d = descriptor(&check, dx, weight, conv)?;
     check.shape("dy", dy, &[d.n, d.out_h(), d.out_w(), d.c_out])?;
-    let (dy, weight) = (dy.contiguous(), weight.contiguous());
+    let (dy, weight) = (dy.contiguous()?, weight.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        let storage = gpu.storage(dtype);
+        let plans = ptx::config_backward_input(&d, storage, accum, gpu.arch);
+        let (flip, product) = gpu.plan(plans)?;
+        let mut flipped = Tensor::uninit([weight.len()], dtype, weight.device());
+        let sizes = ptx::Flip::sizes(&d).map(Arg::U32);
+        let operands = [Arg::Write(&mut flipped), Arg::Read(&weight)];
+        gpu.launch(&flip, operands.into_iter().chain(sizes))?;
+        let sizes = ptx::BackwardInput::sizes(&d).map(Arg::U32);
+        let operands = [
+            Arg::destination(dx, accum),
+            Arg::Read(&dy),
+            Arg::Read(&flipped),
+        ];
+        let operands = operands.into_iter().chain([Arg::Absent, Arg::Absent]);
+        return gpu.launch(&product, operands.chain(sizes));
+    }
     dispatch_float!(dtype, T => {
         kernel::backward_input::<T>(&d, dx.as_mut_slice()?, accum, dy.as_slice()?, weight.as_slice()?)
     });
@@ -88,7 +115,10 @@ pub fn backward_weight(
     let dtype = check.same_float()?;
     let d = descriptor(&check, x, dw, conv)?;
     check.shape("dy", dy, &[d.n, d.out_h(), d.out_w(), d.c_out])?;
-    let (dy, x) = (dy.contiguous(), x.contiguous());
+    let (dy, x) = (dy.contiguous()?, x.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the gradient of the weight"));
+    }
     dispatch_float!(dtype, T => {
         kernel::backward_weight::<T>(&d, dw.as_mut_slice()?, accum, dy.as_slice()?, x.as_slice()?)
     });

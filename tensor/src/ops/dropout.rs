@@ -1,9 +1,11 @@
 //! Random zeros.
 
-use kernels::ops::dropout;
+use kernels::ops::dropout::{self, ptx::Apply};
 use kernels::random::Draw;
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
+use crate::ops::random::counters;
 use crate::{Accum, Check, Result, Tensor};
 
 /// `x / (1 − p)` with probability 1 − p, else 0: a function of the draw. The outermost dimension counts samples.
@@ -27,8 +29,17 @@ pub fn backward(dx: &mut Tensor, accum: Accum, dy: &Tensor, draw: &Draw, p: f64)
         format!("the probability must be at least 0 and below 1, it is {p}")
     })?;
     check.shape("x", dy, dx.dims())?;
-    let dy = dy.contiguous();
+    let dy = dy.contiguous()?;
     let per_sample = dy.len() / dy.dims().first().copied().unwrap_or(1).max(1);
+    if let Some(gpu) = check.gpu() {
+        let shape = [dy.len() / per_sample.max(1), per_sample];
+        let call = Apply::config(gpu.storage(dtype), accum, shape, draw, p);
+        let counters = counters(draw, dy.device());
+        let scale = Arg::F32((1.0 / (1.0 - p)) as f32);
+        let read = [Arg::Read(&dy), Arg::Read(&counters), scale];
+        let dx = Arg::destination(dx, accum);
+        return gpu.call(&gpu.plan(call)?, [dx].into_iter().chain(read));
+    }
     dispatch_float!(dtype, T => {
         dropout::apply(dx.as_mut_slice::<T>()?, accum, dy.as_slice()?, draw, per_sample, p)
     });

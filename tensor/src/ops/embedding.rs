@@ -1,8 +1,9 @@
 //! Look-up of rows in a table.
 
-use kernels::ops::embedding;
+use kernels::ops::embedding::{self, ptx};
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Shape, Tensor};
 
 /// The rows of `table` that `ids` name.
@@ -22,8 +23,15 @@ pub fn forward(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     check.require(shape.len() <= crate::MAX_RANK, || {
         "ids have too many dimensions".into()
     })?;
-    let (table, ids) = (table.contiguous(), ids.contiguous());
+    let (table, ids) = (table.contiguous()?, ids.contiguous()?);
     let mut y = Tensor::uninit(Shape::new(&shape), dtype, table.device());
+    if let Some(gpu) = check.gpu() {
+        let shape = [table.dims()[0], c];
+        let call = ptx::Forward::config(gpu.storage(dtype), shape, ids.len());
+        let operands = [Arg::Write(&mut y), Arg::Read(&table), Arg::Read(&ids)];
+        gpu.call(&gpu.plan(call)?, operands)?;
+        return Ok(y);
+    }
     dispatch_float!(dtype, T => {
         embedding::forward(y.as_mut_slice::<T>()?, table.as_slice()?, ids.as_slice()?, c)
     });
@@ -40,7 +48,17 @@ pub fn backward(dtable: &mut Tensor, accum: Accum, dy: &Tensor, ids: &Tensor) ->
     let c = dtable.dims()[1];
     let shape: Vec<usize> = ids.dims().iter().copied().chain([c]).collect();
     check.shape("dy", dy, &shape)?;
-    let (dy, ids) = (dy.contiguous(), ids.contiguous());
+    let (dy, ids) = (dy.contiguous()?, ids.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        let shape = [dtable.dims()[0], c];
+        let call = ptx::Backward::config(gpu.storage(dtype), accum, shape, ids.len());
+        let operands = [
+            Arg::destination(dtable, accum),
+            Arg::Read(&dy),
+            Arg::Read(&ids),
+        ];
+        return gpu.call(&gpu.plan(call)?, operands);
+    }
     dispatch_float!(dtype, T => {
         embedding::backward(dtable.as_mut_slice::<T>()?, accum, dy.as_slice()?, ids.as_slice()?, c)
     });

@@ -1,8 +1,9 @@
 //! One row of each sample.
 
-use kernels::ops::gather_rows;
+use kernels::ops::gather_rows::{self, ptx};
 
 use crate::check::dispatch_float;
+use crate::gpu::Arg;
 use crate::{Accum, Check, Result, Tensor};
 
 /// `y[i] = x[i, index[i]]`.
@@ -19,8 +20,14 @@ pub fn forward(x: &Tensor, index: &Tensor) -> Result<Tensor> {
     let [n, l, c] = [x.dims()[0], x.dims()[1], x.dims()[2]];
     check.shape("index", index, &[n])?;
     check.index("index", index, l)?;
-    let (x, index) = (x.contiguous(), index.contiguous());
+    let (x, index) = (x.contiguous()?, index.contiguous()?);
     let mut y = Tensor::uninit([n, c], dtype, x.device());
+    if let Some(gpu) = check.gpu() {
+        let call = ptx::Forward::config(gpu.storage(dtype), [n, l, c]);
+        let operands = [Arg::Write(&mut y), Arg::Read(&x), Arg::Read(&index)];
+        gpu.call(&gpu.plan(call)?, operands)?;
+        return Ok(y);
+    }
     dispatch_float!(dtype, T => {
         gather_rows::forward(y.as_mut_slice::<T>()?, x.as_slice()?, index.as_slice()?, l, c)
     });
@@ -37,7 +44,16 @@ pub fn backward(dx: &mut Tensor, accum: Accum, dy: &Tensor, index: &Tensor) -> R
     check.shape("dy", dy, &[n, c])?;
     check.shape("index", index, &[n])?;
     check.index("index", index, l)?;
-    let (dy, index) = (dy.contiguous(), index.contiguous());
+    let (dy, index) = (dy.contiguous()?, index.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        let call = ptx::Backward::config(gpu.storage(dtype), accum, [n, l, c]);
+        let operands = [
+            Arg::destination(dx, accum),
+            Arg::Read(&dy),
+            Arg::Read(&index),
+        ];
+        return gpu.call(&gpu.plan(call)?, operands);
+    }
     dispatch_float!(dtype, T => {
         gather_rows::backward(dx.as_mut_slice::<T>()?, accum, dy.as_slice()?, index.as_slice()?, l, c)
     });

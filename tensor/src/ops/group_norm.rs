@@ -1,9 +1,13 @@
 //! Group normalisation with the scale-shift and SiLU that follow it in a U-Net.
 
-use kernels::ops::group_norm::{self as kernel, GroupNormGradients};
+use kernels::ops::group_norm::ptx::backward::{InputGradient, MergeSums, Parameters, Sums};
+use kernels::ops::group_norm::ptx::forward::{Apply, Merge, Moments};
+use kernels::ops::group_norm::{self as kernel, GroupNormGradients, ptx};
+use kernels::ops::variants::Plan;
 
 use crate::check::{dispatch_float, slices_mut};
-use crate::{Accum, Check, Result, Tensor};
+use crate::gpu::{Arg, Gpu, statistics, treatments};
+use crate::{Accum, Check, DType, Result, Tensor};
 
 /// The options of a group normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,12 +52,47 @@ pub fn forward(
     if let Some(scale_shift) = scale_shift {
         check.shape("scale_shift", scale_shift, &[d.n, 2 * d.c])?;
     }
-    let x = x.contiguous();
-    let (gamma, beta) = (gamma.contiguous(), beta.contiguous());
-    let scale_shift = scale_shift.map(Tensor::contiguous);
+    let x = x.contiguous()?;
+    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
+    let scale_shift = scale_shift.map(Tensor::contiguous).transpose()?;
     let mut y = Tensor::uninit(x.shape(), dtype, x.device());
-    let mut mean = Tensor::uninit([d.n, d.groups], dtype, x.device());
-    let mut rstd = Tensor::uninit([d.n, d.groups], dtype, x.device());
+    let mut mean = Tensor::uninit([d.n, d.groups], statistics(dtype), x.device());
+    let mut rstd = Tensor::uninit([d.n, d.groups], statistics(dtype), x.device());
+    if let Some(gpu) = check.gpu() {
+        let sizes = gpu.plan(ptx::sizes(&d, gpu.storage(dtype)))?;
+        let numbers = || [d.pixels, d.c, d.groups].map(Arg::number).into_iter();
+        let mut partials = Tensor::uninit([sizes.partials], DType::F32, x.device());
+        let plan = Plan {
+            variant: Moments(sizes.channels),
+            grid: sizes.pixels_grid,
+        };
+        let operands = [Arg::Write(&mut partials), Arg::Read(&x)];
+        gpu.launch(&plan, operands.into_iter().chain(numbers()))?;
+        let plan = Plan {
+            variant: Merge,
+            grid: sizes.groups_grid,
+        };
+        let operands = [
+            Arg::Write(&mut mean),
+            Arg::Write(&mut rstd),
+            Arg::Read(&partials),
+        ];
+        let last = [Arg::number(d.n), Arg::F32(d.eps as f32)];
+        gpu.launch(&plan, operands.into_iter().chain(numbers()).chain(last))?;
+        let variant = Apply {
+            channels: sizes.channels,
+            silu: d.silu,
+        };
+        let plan = Plan {
+            variant,
+            grid: sizes.pixels_grid,
+        };
+        let read = [&x, &mean, &rstd, &gamma, &beta].map(Arg::Read);
+        let operands = [Arg::Write(&mut y)].into_iter().chain(read);
+        let operands = operands.chain([Arg::optional(scale_shift.as_ref())]);
+        gpu.launch(&plan, operands.chain(numbers()))?;
+        return Ok(Output { y, mean, rstd });
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
         y.as_mut_slice()?,
@@ -96,9 +135,22 @@ pub fn backward(
     let dtype = check.same_float()?;
     let d = descriptor(&check, x, options)?;
     check.shape("dy", dy, x.dims())?;
-    let (dy, x) = (dy.contiguous(), x.contiguous());
-    let (gamma, beta) = (gamma.contiguous(), beta.contiguous());
-    let scale_shift = scale_shift.map(Tensor::contiguous);
+    let (dy, x) = (dy.contiguous()?, x.contiguous()?);
+    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
+    let scale_shift = scale_shift.map(Tensor::contiguous).transpose()?;
+    check.dtype("mean", mean, statistics(dtype))?;
+    check.dtype("rstd", rstd, statistics(dtype))?;
+    if let Some(gpu) = check.gpu() {
+        let saved = Saved {
+            x: &x,
+            mean,
+            rstd,
+            gamma: &gamma,
+            beta: &beta,
+            scale_shift: scale_shift.as_ref(),
+        };
+        return backward_on_gpu(&gpu, &d, gradients, &dy, saved);
+    }
     dispatch_float!(dtype, T => {
         let [dx, dgamma, dbeta, dscale_shift] = slices_mut::<T, 4>(gradients)?;
         kernel::backward::<T>(
@@ -114,6 +166,98 @@ pub fn backward(
         )
     });
     Ok(())
+}
+
+/// [`backward`] with contiguous operands.
+fn backward_on_gpu(
+    gpu: &Gpu,
+    d: &kernel::GroupNorm,
+    gradients: &mut [Option<(Tensor, Accum)>; 4],
+    dy: &Tensor,
+    saved: Saved,
+) -> Result<()> {
+    let Saved {
+        x,
+        mean,
+        rstd,
+        gamma,
+        beta,
+        scale_shift,
+    } = saved;
+    let (storage, device) = (gpu.storage(x.dtype()), x.device());
+    let sizes = gpu.plan(ptx::sizes(d, storage))?;
+    let (channels, silu) = (sizes.channels, d.silu);
+    let numbers = || [d.pixels, d.c, d.groups].map(Arg::number).into_iter();
+    let coefficients = || {
+        let read = [mean, rstd, gamma, beta].map(Arg::Read).into_iter();
+        read.chain([Arg::optional(scale_shift)])
+    };
+    let passed = || {
+        [dy, x]
+            .map(Arg::Read)
+            .into_iter()
+            .chain(coefficients())
+            .chain(numbers())
+    };
+
+    let mut partials = Tensor::uninit([sizes.partials], DType::F32, device);
+    let plan = Plan {
+        variant: Sums { channels, silu },
+        grid: sizes.pixels_grid,
+    };
+    gpu.launch(
+        &plan,
+        [Arg::Write(&mut partials)].into_iter().chain(passed()),
+    )?;
+
+    let [dx, dgamma, dbeta, dscale_shift] = gradients;
+    let mut totals = Tensor::uninit([sizes.totals], DType::F32, device);
+    let mut means = Tensor::uninit([d.n, d.groups, 2], DType::F32, device);
+    let accum = dscale_shift
+        .as_ref()
+        .map_or(Accum::Replace, |(_, accum)| *accum);
+    let plan = Plan {
+        variant: MergeSums { storage, accum },
+        grid: sizes.groups_grid,
+    };
+    let dscale_shift = Arg::gradient(dscale_shift, accum);
+    let written = [
+        Arg::Write(&mut totals),
+        Arg::Write(&mut means),
+        dscale_shift,
+    ];
+    let read = [Arg::Read(&partials)]
+        .into_iter()
+        .chain(coefficients())
+        .chain(numbers());
+    gpu.launch(
+        &plan,
+        written.into_iter().chain(read).chain([Arg::number(d.n)]),
+    )?;
+
+    for accum in treatments(&[dgamma, dbeta]) {
+        let plan = Plan {
+            variant: Parameters { storage, accum },
+            grid: sizes.channels_grid,
+        };
+        let written = [&mut *dgamma, &mut *dbeta].map(|gradient| Arg::gradient(gradient, accum));
+        let read = [Arg::Read(&totals), Arg::optional(scale_shift)];
+        let sizes = [d.c, d.n].map(Arg::number);
+        gpu.launch(&plan, written.into_iter().chain(read).chain(sizes))?;
+    }
+
+    let Some((dx, accum)) = dx else { return Ok(()) };
+    let variant = InputGradient {
+        channels,
+        silu,
+        accum: *accum,
+    };
+    let plan = Plan {
+        variant,
+        grid: sizes.pixels_grid,
+    };
+    let operands = [Arg::destination(dx, *accum), Arg::Read(&means)];
+    gpu.launch(&plan, operands.into_iter().chain(passed()))
 }
 
 fn descriptor(check: &Check, x: &Tensor, options: GroupNorm) -> Result<kernel::GroupNorm> {

@@ -28,9 +28,12 @@ pub fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Ou
     let d = descriptor(&check, x, eps)?;
     check.shape("gamma", gamma, &[d.c])?;
     check.shape("beta", beta, &[d.c])?;
-    let x = x.contiguous();
-    let (gamma, beta) = (gamma.contiguous(), beta.contiguous());
+    let x = x.contiguous()?;
+    let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
     let mut y = Tensor::uninit(x.shape(), dtype, x.device());
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the op"));
+    }
     let mut mean = Tensor::uninit([d.rows], dtype, x.device());
     let mut rstd = Tensor::uninit([d.rows], dtype, x.device());
     dispatch_float!(dtype, T => kernel::forward::<T>(
@@ -70,7 +73,10 @@ pub fn backward(
     let dtype = check.same_float()?;
     let d = descriptor(&check, x, eps)?;
     check.shape("dy", dy, x.dims())?;
-    let (dy, x, gamma) = (dy.contiguous(), x.contiguous(), gamma.contiguous());
+    let (dy, x, gamma) = (dy.contiguous()?, x.contiguous()?, gamma.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the gradient"));
+    }
     dispatch_float!(dtype, T => {
         let [dx, dgamma, dbeta] = slices_mut::<T, 3>(gradients)?;
         kernel::backward::<T>(

@@ -1,9 +1,12 @@
 //! Matrix products: batched with transposed operands, and the linear layer with its gradients.
 
 pub use kernels::ops::matmul::Activation;
+use kernels::ops::matmul::ptx::{self, Product};
 use kernels::ops::matmul::{self as kernel, Matmul};
 
+use super::reduce::sum_to;
 use crate::check::dispatch_float;
+use crate::gpu::{Arg, Gpu};
 use crate::{Accum, Check, Result, Shape, Tensor};
 
 /// Which operands of a product are stored with their last two dimensions exchanged.
@@ -74,7 +77,41 @@ pub fn product(
         b_stride: stride(b, k * n),
         activation: Activation::None,
     };
-    let (a, b) = (a.contiguous(), b.contiguous());
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    // The batch may be the outer part of the dimension that is summed over.
+    let joined = transpose.a && !transpose.b && d.a_stride > 0 && d.b_stride > 0 || batch == 0;
+    if let Some(gpu) = check.gpu() {
+        let bare = Epilogue::default();
+        if !sums_batch {
+            return multiply(&gpu, &d, c, accum, &a, &b, bare);
+        }
+        if joined {
+            let d = Matmul {
+                batch: 1,
+                k: batch * k,
+                ..d
+            };
+            return multiply(&gpu, &d, c, accum, &a, &b, bare);
+        }
+        let matrix = |x: &Tensor, i: usize| match x.rank() {
+            2 => Ok(x.clone()),
+            _ => x.reshape([batch, x.len() / batch])?.narrow(0, i, 1),
+        };
+        for i in 0..batch {
+            let accum = if i == 0 { accum } else { Accum::Add };
+            let d = Matmul { batch: 1, ..d };
+            multiply(
+                &gpu,
+                &d,
+                c,
+                accum,
+                &matrix(&a, i)?,
+                &matrix(&b, i)?,
+                Epilogue::default(),
+            )?;
+        }
+        return Ok(());
+    }
     dispatch_float!(dtype, T => {
         let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
         let c = c.as_mut_slice::<T>()?;
@@ -83,8 +120,7 @@ pub fn product(
         };
         if !sums_batch {
             run(&d, c, accum, a, b);
-        } else if transpose.a && !transpose.b && d.a_stride > 0 && d.b_stride > 0 || batch == 0 {
-            // The batch is the outer part of the dimension that is summed over.
+        } else if joined {
             run(&Matmul { batch: 1, k: batch * k, ..d }, c, accum, a, b);
         } else {
             for i in 0..batch {
@@ -184,13 +220,22 @@ pub fn linear(
         activation,
         ..rows_times(shape.elements() / out.max(1), columns, out, false, true)
     };
-    let (x, weight) = (x.contiguous(), weight.contiguous());
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (bias, residual) = (
-        bias.map(Tensor::contiguous),
-        residual.map(Tensor::contiguous),
+        bias.map(Tensor::contiguous).transpose()?,
+        residual.map(Tensor::contiguous).transpose()?,
     );
     let mut y = Tensor::uninit(shape, dtype, x.device());
     let mut pre = keep_pre.then(|| Tensor::uninit(shape, dtype, x.device()));
+    if let Some(gpu) = check.gpu() {
+        let epilogue = Epilogue {
+            pre: pre.as_mut(),
+            bias: bias.as_ref(),
+            residual: residual.as_ref(),
+        };
+        multiply(&gpu, &d, &mut y, Accum::Replace, &x, &weight, epilogue)?;
+        return Ok(Linear { y, pre });
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
         y.as_mut_slice()?,
@@ -224,7 +269,10 @@ pub fn linear_backward_input(
         || "the gradients do not belong to this weight".into(),
     )?;
     let d = rows_times(rows, out, columns, false, false);
-    let (dz, weight) = (dz.contiguous(), weight.contiguous());
+    let (dz, weight) = (dz.contiguous()?, weight.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        return multiply(&gpu, &d, dx, accum, &dz, &weight, Epilogue::default());
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d, dx.as_mut_slice()?, accum, None, dz.as_slice()?, weight.as_slice()?, None, None,
     ));
@@ -250,7 +298,10 @@ pub fn linear_backward_weight(
         "x and dz differ in their rows".into()
     })?;
     let d = rows_times(out, rows, columns, true, false);
-    let (dz, x) = (dz.contiguous(), x.contiguous());
+    let (dz, x) = (dz.contiguous()?, x.contiguous()?);
+    if let Some(gpu) = check.gpu() {
+        return multiply(&gpu, &d, dw, accum, &dz, &x, Epilogue::default());
+    }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d, dw.as_mut_slice()?, accum, None, dz.as_slice()?, x.as_slice()?, None, None,
     ));
@@ -266,11 +317,53 @@ pub fn column_sums(sums: &mut Tensor, accum: Accum, x: &Tensor) -> Result<()> {
     let dtype = check.same_float()?;
     let columns = x.shape().last_dim();
     check.shape("sums", sums, &[columns])?;
-    let x = x.contiguous();
+    if check.gpu().is_some() {
+        return sum_to(sums, accum, x, 1.0);
+    }
+    let x = x.contiguous()?;
     dispatch_float!(dtype, T => {
         kernel::column_sums::<T>(sums.as_mut_slice()?, accum, x.as_slice()?, columns)
     });
     Ok(())
+}
+
+/// What a product's kernel does beside the product.
+#[derive(Default)]
+struct Epilogue<'a> {
+    /// Receives the product plus the bias.
+    pre: Option<&'a mut Tensor>,
+    bias: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
+}
+
+/// One product on a GPU, a and b contiguous.
+fn multiply(
+    gpu: &Gpu,
+    d: &Matmul,
+    c: &mut Tensor,
+    accum: Accum,
+    a: &Tensor,
+    b: &Tensor,
+    epilogue: Epilogue,
+) -> Result<()> {
+    let plan = gpu.plan(ptx::config(d, gpu.storage(a.dtype()), accum, gpu.arch))?;
+    let Epilogue {
+        pre,
+        bias,
+        residual,
+    } = epilogue;
+    let written = [
+        Arg::destination(c, accum),
+        pre.map_or(Arg::Absent, Arg::Write),
+    ];
+    let read = [
+        Arg::Read(a),
+        Arg::Read(b),
+        Arg::optional(bias),
+        Arg::optional(residual),
+    ];
+    let numbers = Product::numbers(d).map(Arg::U32);
+    gpu.launch(&plan, written.into_iter().chain(read).chain(numbers))
 }
 
 /// One product [m, k]·[k, n] without an epilogue.

@@ -1,8 +1,10 @@
 //! Mean squared error with a weight for each sample.
 
-use kernels::ops::mse;
+use kernels::ops::mse::{self, ptx};
 
 use crate::check::dispatch_float;
+use crate::gpu::{Arg, statistics};
+use crate::ops::reduce::total;
 use crate::{Accum, Check, DType, Result, Tensor};
 
 /// The mean over samples of weight · mean over the sample of (x − target)².
@@ -15,9 +17,22 @@ use crate::{Accum, Check, DType, Result, Tensor};
 pub fn forward(x: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
     let check = Check::new("mse", &[("x", x), ("target", target)]).optional("weight", weight);
     let (dtype, samples) = checked(&check, x, target, weight)?;
-    let (x, target) = (x.contiguous(), target.contiguous());
-    let weight = weight.map(Tensor::contiguous);
-    let mut loss = Tensor::uninit([], dtype, x.device());
+    let (x, target) = (x.contiguous()?, target.contiguous()?);
+    let weight = weight.map(Tensor::contiguous).transpose()?;
+    let mut loss = Tensor::uninit([], statistics(dtype), x.device());
+    if let Some(gpu) = check.gpu() {
+        let shape = [samples, x.len() / samples];
+        let call = ptx::Forward::config(gpu.storage(dtype), shape, weight.is_some());
+        let (call, partials) = gpu.plan(call)?;
+        let mut partial = Tensor::uninit([partials], DType::F32, x.device());
+        let operands = [Arg::Write(&mut partial), Arg::Read(&x), Arg::Read(&target)];
+        gpu.call(
+            &call,
+            operands.into_iter().chain(weight.as_ref().map(Arg::Read)),
+        )?;
+        total(&gpu, &mut loss, &partial, 1.0 / x.len() as f64)?;
+        return Ok(loss);
+    }
     dispatch_float!(dtype, T => {
         let weight = weight.as_ref().map(Tensor::as_slice).transpose()?;
         loss.as_mut_slice::<T>()?[0] =
@@ -26,11 +41,11 @@ pub fn forward(x: &Tensor, target: &Tensor, weight: Option<&Tensor>) -> Result<T
     Ok(loss)
 }
 
-/// `dx (+)= scale · ∂loss/∂x`; by symmetry the gradient of the target is that of x with `-scale`.
+/// `dx (+)= dy · ∂loss/∂x` for a scalar dy; by symmetry the gradient of the target is that of x with both exchanged.
 pub fn backward(
     dx: &mut Tensor,
     accum: Accum,
-    scale: f64,
+    dy: &Tensor,
     x: &Tensor,
     target: &Tensor,
     weight: Option<&Tensor>,
@@ -39,8 +54,20 @@ pub fn backward(
     let check = Check::new("mse", &operands).optional("weight", weight);
     let (dtype, samples) = checked(&check, x, target, weight)?;
     check.shape("dx", dx, x.dims())?;
-    let (x, target) = (x.contiguous(), target.contiguous());
-    let weight = weight.map(Tensor::contiguous);
+    let check = check.optional("dy", Some(dy));
+    check.same_device()?;
+    check.dtype("dy", dy, statistics(dtype))?;
+    check.shape("dy", dy, &[])?;
+    let (x, target) = (x.contiguous()?, target.contiguous()?);
+    let weight = weight.map(Tensor::contiguous).transpose()?;
+    if let Some(gpu) = check.gpu() {
+        let shape = [samples, x.len() / samples];
+        let call = ptx::Backward::config(gpu.storage(dtype), accum, shape, weight.is_some());
+        let read = [dy, &x, &target].into_iter().chain(&weight).map(Arg::Read);
+        let dx = Arg::destination(dx, accum);
+        return gpu.call(&gpu.plan(call)?, [dx].into_iter().chain(read));
+    }
+    let scale = dy.item()?;
     dispatch_float!(dtype, T => {
         let weight = weight.as_ref().map(Tensor::as_slice).transpose()?;
         let dx = dx.as_mut_slice::<T>()?;

@@ -77,6 +77,9 @@ pub fn direct(
     let device = gradient.device();
     check.shape("m", m, &[gradient.len()])?;
     inside(&check, matrices, gradient.len())?;
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the op"));
+    }
     dispatch_float!(dtype, T => muon::momentum::<T>(
         gradient.as_mut_slice()?, m.as_mut_slice()?, momentum, gradient_scale, matrices
     ));
@@ -124,6 +127,9 @@ pub fn descend(
         check.shape(name, tensor, &[direction.len()])?;
     }
     inside(&check, matrices, direction.len())?;
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the op"));
+    }
     dispatch_float!(dtype, T => muon::descend::<T>(
         parameters.as_mut_slice()?, direction.as_slice()?, ema.as_mut_slice()?, rates, matrices
     ));
@@ -196,11 +202,11 @@ mod tests {
         };
         let len = 40;
         let start = normal(&[len]);
-        let mut gradient = start.detach_copy();
+        let mut gradient = start.detach_copy()?;
         let mut m = Tensor::zeros([len], DType::F64, Device::Cpu);
         direct(&mut gradient, &mut m, 0.95, 0.5, &[matrix])?;
         let mut parameters = Tensor::full([len], 1.0, DType::F64, Device::Cpu);
-        let mut ema = parameters.detach_copy();
+        let mut ema = parameters.detach_copy()?;
         let rates = Rates {
             learning_rate: 0.1,
             weight_decay: 0.5,

@@ -11,7 +11,10 @@ use crate::{Check, Result, Tensor};
 pub fn gradient_norm(gradient: &Tensor) -> Result<f64> {
     let check = Check::new("gradient_norm", &[("gradient", gradient)]);
     let dtype = check.same_float()?;
-    let gradient = gradient.contiguous();
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the op"));
+    }
+    let gradient = gradient.contiguous()?;
     Ok(dispatch_float!(dtype, T => optimizer::gradient_norm(gradient.as_slice::<T>()?)))
 }
 
@@ -64,7 +67,10 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
     check.require(ascending && inside, || {
         "the runs must be ascending and inside the arenas".into()
     })?;
-    let gradient = gradient.contiguous();
+    if let Some(gpu) = check.gpu() {
+        return Err(gpu.missing("the op"));
+    }
+    let gradient = gradient.contiguous()?;
     dispatch_float!(dtype, T => {
         let arenas = optimizer::Arenas::<T> {
             parameters: parameters.as_mut_slice()?,

@@ -1,13 +1,18 @@
 //! Random fills; see [`kernels::random`] for what a draw is.
 
+use kernels::ops::random::ptx::{self, Distribution};
 pub use kernels::random::Draw;
 
 use crate::check::dispatch_float;
-use crate::{Check, Result, Tensor};
+use crate::gpu::Arg;
+use crate::{Check, Device, Result, Tensor};
 
 /// Standard normals times `std`. The outermost dimension counts samples.
 pub fn fill_normal(out: &mut Tensor, draw: &Draw, std: f64) -> Result<()> {
     let (dtype, per_sample) = check(out)?;
+    if draws_on_gpu(out, draw, Distribution::Normal, std, 0.0)? {
+        return Ok(());
+    }
     dispatch_float!(dtype, T => kernels::random::normal(out.as_mut_slice::<T>()?, draw, per_sample, std));
     Ok(())
 }
@@ -15,8 +20,42 @@ pub fn fill_normal(out: &mut Tensor, draw: &Draw, std: f64) -> Result<()> {
 /// Uniform in [low, high). The outermost dimension counts samples.
 pub fn fill_uniform(out: &mut Tensor, draw: &Draw, low: f64, high: f64) -> Result<()> {
     let (dtype, per_sample) = check(out)?;
+    if draws_on_gpu(out, draw, Distribution::Uniform, high - low, low)? {
+        return Ok(());
+    }
     dispatch_float!(dtype, T => kernels::random::uniform(out.as_mut_slice::<T>()?, draw, per_sample, low, high));
     Ok(())
+}
+
+/// Fills a tensor that lives on a GPU; false where it does not.
+fn draws_on_gpu(
+    out: &mut Tensor,
+    draw: &Draw,
+    distribution: Distribution,
+    scale: f64,
+    offset: f64,
+) -> Result<bool> {
+    let (dtype, per_sample) = check(out)?;
+    let Some(gpu) = Check::new("random", &[("out", out)]).gpu() else {
+        return Ok(false);
+    };
+    let samples = out.len() / per_sample.max(1);
+    let plan = ptx::config(distribution, gpu.storage(dtype), samples, per_sample);
+    let counters = counters(draw, out.device());
+    let numbers = [draw.key[0], draw.key[1], draw.stream].map(Arg::U32);
+    let sizes = [samples, per_sample].map(Arg::number);
+    let operands = [Arg::Write(out), Arg::Read(&counters)].into_iter();
+    let operands = operands.chain(numbers).chain(sizes);
+    let line = [scale, offset].map(|x| Arg::F32(x as f32));
+    gpu.launch(&gpu.plan(plan)?, operands.chain(line))?;
+    Ok(true)
+}
+
+/// What of a draw changes from step to step, where kernels read it.
+pub(crate) fn counters(draw: &Draw, device: Device) -> Tensor {
+    let counters = ptx::Counters::from(*draw);
+    let words: &[i32] = bytemuck::cast_slice(std::slice::from_ref(&counters));
+    Tensor::from_slice(words, [words.len()], device)
 }
 
 fn check(out: &Tensor) -> Result<(crate::DType, usize)> {

@@ -1,10 +1,13 @@
 //! Sums over any dimensions, and their gradients.
 
 use kernels::ops::binary::{self, Binary, Strided};
-use kernels::ops::reduce as kernel;
+use kernels::ops::reduce::{self as kernel, ptx};
 
+use super::affine;
+use super::fill::fill;
 use crate::check::dispatch_float;
-use crate::{Accum, Check, Result, Shape, Tensor};
+use crate::gpu::{Arg, Gpu};
+use crate::{Accum, Check, DType, Result, Shape, Tensor};
 
 /// scale · the sum of x over `dims`, which the result no longer has.
 ///
@@ -40,7 +43,10 @@ pub fn sum_to(sums: &mut Tensor, accum: Accum, x: &Tensor, scale: f64) -> Result
     let check = Check::new("sum", &[("sums", sums), ("x", x)]);
     let dtype = check.same_float()?;
     let reduced = repeats(&check, sums, &x.shape())?;
-    let x = x.contiguous();
+    if let Some(gpu) = check.gpu() {
+        return sum_on_gpu(&gpu, sums, accum, x, &reduced, scale);
+    }
+    let x = x.contiguous()?;
     dispatch_float!(dtype, T => kernel::sum::<T>(
         sums.as_mut_slice()?,
         accum,
@@ -50,6 +56,46 @@ pub fn sum_to(sums: &mut Tensor, accum: Accum, x: &Tensor, scale: f64) -> Result
         &reduced,
     ));
     Ok(())
+}
+
+/// sums (+)= scale · the sum of x over the dimensions marked in `reduced`.
+fn sum_on_gpu(
+    gpu: &Gpu,
+    sums: &mut Tensor,
+    accum: Accum,
+    x: &Tensor,
+    reduced: &[bool],
+    scale: f64,
+) -> Result<()> {
+    if x.is_empty() {
+        return match accum {
+            Accum::Replace => fill(sums, 0.0),
+            Accum::Add => Ok(()),
+        };
+    }
+    let [from, to] = [x.dtype(), sums.dtype()].map(|dtype| gpu.storage(dtype));
+    let mut passes = gpu.plan(ptx::config(from, to, accum, x.dims(), reduced))?;
+    let Some(last) = passes.pop() else {
+        return Err(gpu.error("the sum has no launch"));
+    };
+    let mut partial = x.clone();
+    for pass in passes {
+        let mut sums = Tensor::uninit([pass.written], DType::F32, x.device());
+        let operands = [Arg::Write(&mut sums), Arg::Read(&partial), Arg::F32(1.0)];
+        gpu.call(&pass.call, operands)?;
+        partial = sums;
+    }
+    let scale = Arg::F32(scale as f32);
+    gpu.call(
+        &last.call,
+        [Arg::destination(sums, accum), Arg::Read(&partial), scale],
+    )
+}
+
+/// total = scale · the sum of all of x.
+pub(crate) fn total(gpu: &Gpu, total: &mut Tensor, x: &Tensor, scale: f64) -> Result<()> {
+    let all = vec![true; x.rank()];
+    sum_on_gpu(gpu, total, Accum::Replace, x, &all, scale)
 }
 
 /// x repeated along `dims` of `shape`, which it does not have yet: a view of that shape.
@@ -78,7 +124,10 @@ pub fn sum_dims_backward(
     let check = Check::new("sum", &[("dx", dx), ("dy", dy)]);
     let dtype = check.same_float()?;
     let shape = dx.shape();
-    let dy = dy.contiguous();
+    if check.gpu().is_some() {
+        return affine::accumulate(dx, accum, &repeat(dy, dims, shape)?, scale, 0.0);
+    }
+    let dy = dy.contiguous()?;
     let strides = repeat(&dy, dims, shape)?.strides();
     dispatch_float!(dtype, T => {
         let dy = Strided { data: dy.as_slice()?, strides: &strides };

@@ -2,10 +2,12 @@
 
 pub use kernels::ops::resize::Filter;
 
+use kernels::ops::resize::ptx::{self, Table};
 use kernels::ops::resize::{Taps, resample};
 
 use crate::check::dispatch_float;
-use crate::{Accum, Check, Result, Tensor};
+use crate::gpu::Arg;
+use crate::{Accum, Check, DType, Device, Result, Tensor};
 
 /// PyTorch's `interpolate(size=(out_h, out_w), align_corners=False)` with this filter.
 ///
@@ -48,10 +50,35 @@ pub(crate) fn apply(
     columns: &Taps,
 ) -> Result<()> {
     let dtype = check.same_float()?;
-    let src = src.contiguous();
+    let src = src.contiguous()?;
     let c = src.shape().last_dim();
+    if let Some(gpu) = check.gpu() {
+        let n = src.dims()[0];
+        let tables = [Table::new(rows), Table::new(columns)];
+        let calls = ptx::config(gpu.storage(dtype), accum, [n, c], &tables[0], &tables[1]);
+        let [first, second] = gpu.plan(calls)?;
+        let shape = [n, rows.outputs(), columns.inputs(), c];
+        let mut between = Tensor::uninit(shape, DType::F32, src.device());
+        let [(row_bands, row_weights), (column_bands, column_weights)] =
+            tables.map(|table| on_device(&table, src.device()));
+        let read = [&src, &row_bands, &row_weights].map(Arg::Read);
+        gpu.call(&first, [Arg::Write(&mut between)].into_iter().chain(read))?;
+        let read = [&between, &column_bands, &column_weights].map(Arg::Read);
+        return gpu.call(
+            &second,
+            [Arg::destination(dst, accum)].into_iter().chain(read),
+        );
+    }
     dispatch_float!(dtype, T => {
         resample(dst.as_mut_slice::<T>()?, accum, src.as_slice()?, rows, columns, c)
     });
     Ok(())
+}
+
+/// The bands and the weights of a table, where kernels read them.
+fn on_device(table: &Table, device: Device) -> (Tensor, Tensor) {
+    let bands: &[i32] = bytemuck::cast_slice(table.bands.as_flattened());
+    let bands = Tensor::from_slice(bands, [bands.len()], device);
+    let weights = Tensor::from_slice(&table.weights, [table.weights.len()], device);
+    (bands, weights)
 }

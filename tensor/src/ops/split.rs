@@ -1,6 +1,6 @@
 //! Cutting along any dimension.
 
-use super::concat::width;
+use super::concat::{join, width};
 use crate::check::dispatch_float;
 use crate::{Accum, Check, Result, Tensor};
 
@@ -17,7 +17,7 @@ pub fn forward(x: &Tensor, dim: usize, sizes: &[usize]) -> Result<Vec<Tensor>> {
     let mut start = 0;
     let pieces = sizes.iter().map(|&size| {
         start += size;
-        Ok(x.narrow(dim, start - size, size)?.contiguous())
+        x.narrow(dim, start - size, size)?.contiguous()
     });
     pieces.collect()
 }
@@ -39,6 +39,15 @@ pub fn backward(
     check.require(dx.dims().get(dim) == Some(&total), || {
         format!("the pieces do not add up to dimension {dim}")
     })?;
+    if let Some(gpu) = check.gpu() {
+        let widths = pieces.iter().map(|&(extent, dy)| {
+            let mut shape = dx.shape();
+            shape.dims_mut()[dim] = extent;
+            (width(&shape, dim), dy)
+        });
+        let parts: Vec<_> = widths.collect();
+        return join(&gpu, dx, accum, &parts);
+    }
     let mut slices = Vec::with_capacity(pieces.len());
     for &(extent, dy) in pieces {
         let mut shape = dx.shape();
@@ -46,7 +55,7 @@ pub fn backward(
         if let Some(dy) = dy {
             check.shape("dy", dy, &shape)?;
         }
-        slices.push((width(&shape, dim), dy.map(Tensor::contiguous)));
+        slices.push((width(&shape, dim), dy.map(Tensor::contiguous).transpose()?));
     }
     dispatch_float!(dtype, T => {
         let slices = slices

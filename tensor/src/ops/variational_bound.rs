@@ -61,6 +61,9 @@ impl Bound {
             .optional("weight", self.weight.as_ref())
             .optional("dvariance", dvariance);
         check.same_float()?;
+        if let Some(gpu) = check.gpu() {
+            return Err(gpu.missing("the op"));
+        }
         let dims = self.variance.dims();
         check.require(!dims.is_empty() && !self.variance.is_empty(), || {
             "the mean needs at least one sample and one element".into()
@@ -79,12 +82,12 @@ impl Bound {
             format!("{count} coefficients for {} samples", dims[0])
         })?;
         Ok(Bound {
-            variance: self.variance.contiguous(),
-            eps: self.eps.contiguous(),
-            x0: self.x0.contiguous(),
-            xt: self.xt.contiguous(),
+            variance: self.variance.contiguous()?,
+            eps: self.eps.contiguous()?,
+            x0: self.x0.contiguous()?,
+            xt: self.xt.contiguous()?,
             coefficients: self.coefficients.clone(),
-            weight: self.weight.as_ref().map(Tensor::contiguous),
+            weight: self.weight.as_ref().map(Tensor::contiguous).transpose()?,
         })
     }
 

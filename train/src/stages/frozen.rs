@@ -110,7 +110,7 @@ impl FrozenClip {
 /// # Shapes
 /// [n, h, w, 3] → [n, h, w, 3]
 pub fn normalised(pictures: &Tensor) -> Result<Tensor> {
-    let mut out = pictures.detach_copy();
+    let mut out = pictures.detach_copy()?;
     for pixel in out.as_mut_slice::<f32>()?.chunks_mut(3) {
         for ((value, mean), std) in pixel.iter_mut().zip(PIXEL_MEAN).zip(PIXEL_STD) {
             *value = ((f64::from(*value) * 0.5 + 0.5 - mean) / std) as f32;

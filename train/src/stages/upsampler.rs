@@ -89,7 +89,7 @@ impl Upsampler {
         let t = Tape::inference(None);
         let mut rows = Vec::with_capacity(blur.len());
         for (i, sigma) in blur.iter().enumerate() {
-            let row = t.constant(small.narrow(0, i, 1)?.contiguous()); // [1, low, low, 3]
+            let row = t.constant(small.narrow(0, i, 1)?.contiguous()?); // [1, low, low, 3]
             rows.push(match *sigma {
                 Some(sigma) => {
                     gaussian_blur::gaussian_blur(&t, &row, self.config.blur_kernel, sigma)?
