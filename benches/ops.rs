@@ -21,11 +21,11 @@ mod report;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use autograd::harness::budget::{self, Precision};
+use autograd::harness::values::{Layout, Random, case_values, tensor};
 use autograd::spec::{Array, Case, Gradient, STEP};
 use autograd::{DType, Device, ParamGrads, Params, Result, Tape, Tensor, Var};
 use criterion::Criterion;
-use harness::budget;
-use harness::values::{Layout, Random, case_values, tensor};
 use report::Timing;
 
 /// Operands take turns over at least this many bytes: more than the last-level cache of most machines.
@@ -97,7 +97,7 @@ fn params(dtype: DType) -> Params {
 
 fn set(case: &Case, values: &[Array], upstream: &[Array], float: DType) -> Set {
     let contiguous = |(input, x): (&autograd::spec::Input, &Array)| {
-        tensor(input.fill, x, float, Layout::Contiguous)
+        tensor(input.fill, x, float, Layout::Contiguous, Device::Cpu)
     };
     let gradient = |dy: &Array| Tensor::from_f64(&dy.data, &dy.shape, float, Device::Cpu);
     Set {
@@ -126,12 +126,17 @@ fn prepare(case: &Case) -> Result<Prepared> {
     let held = |x: &Tensor| x.len() * x.dtype().size();
     let bytes: usize = first.operands.iter().chain(&first.upstream).map(held).sum();
     let copies = (ROTATED / bytes.max(1)).clamp(1, 64);
-    let copy = |_| Set {
-        operands: first.operands.iter().map(Tensor::detach_copy).collect(),
-        upstream: first.upstream.iter().map(Tensor::detach_copy).collect(),
+    let copied = |tensors: &[Tensor]| -> Result<Vec<Tensor>> {
+        tensors.iter().map(Tensor::detach_copy).collect()
+    };
+    let copy = |_| -> Result<Set> {
+        Ok(Set {
+            operands: copied(&first.operands)?,
+            upstream: copied(&first.upstream)?,
+        })
     };
     Ok(Prepared {
-        sets: (0..copies).map(copy).collect(),
+        sets: (0..copies).map(copy).collect::<Result<_>>()?,
         values,
         upstream,
         params,
@@ -188,10 +193,10 @@ fn measure(
     let exact = set(case, &values, &upstream, DType::F64);
     let exact = call(case, &exact, &params(DType::F64), pass)?;
     let mut random = Random::new(name);
-    let moved = budget::moved(case, &values, &mut random);
+    let moved = budget::moved(Precision::F32, case, &values, &mut random);
     let moved_upstream: Vec<Array> = upstream
         .iter()
-        .map(|dy| budget::moved_array(dy, &mut random))
+        .map(|dy| budget::moved_array(Precision::F32, dy, &mut random))
         .collect();
     let naive = set(case, &moved, &moved_upstream, DType::F64);
     let naive = call(case, &naive, &params(DType::F64), pass)?;
@@ -201,7 +206,7 @@ fn measure(
     let mut used = 0.0f64;
     for ((y, exact), naive) in last.iter().zip(&exact).zip(&naive) {
         let (y, exact, naive) = (y.to_f64_vec(), exact.to_f64_vec(), naive.to_f64_vec());
-        used = used.max(budget::used(&y, &exact, &[&naive], flowing));
+        used = used.max(budget::used(Precision::F32, &y, &exact, &[&naive], flowing));
     }
 
     let timing = Timing::of(samples);

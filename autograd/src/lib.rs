@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod grads;
+pub mod harness;
 pub mod ops;
 mod params;
 pub mod spec;

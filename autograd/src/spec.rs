@@ -106,6 +106,11 @@ pub enum Fill {
 }
 
 impl Fill {
+    /// Whether the values are floats, which are rounded to the dtype of a run.
+    pub fn is_float(self) -> bool {
+        !matches!(self, Fill::Index { .. } | Fill::Mask { .. })
+    }
+
     pub fn differentiable(self) -> bool {
         matches!(self, Fill::Normal { .. } | Fill::Uniform { .. })
     }

@@ -3,19 +3,16 @@
 //! Used by `tests/ops.rs` on [`autograd::ops::ALL`], and by `tests/planted_bugs.rs` on ops with a mistake in them, each of
 //! which one of these checks must catch.
 
-pub mod budget;
-pub mod run;
-pub mod values;
-
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use autograd::spec::{Array, Case, Fill, Gradient, Input, OpSpec};
-use autograd::{DType, Error, Tensor};
+use autograd::{DType, Device, Error, Tensor};
 use kernels::simd::Level;
 
-use run::{Leaves, Outcome, Plan, run, run_tensors};
-use values::{Layout, Random, case_values, tensor, values};
+use autograd::harness::budget::{self, Precision};
+use autograd::harness::run::{Leaves, Outcome, Plan, run, run_tensors};
+use autograd::harness::values::{self, Layout, Random, case_values, tensor, values};
 
 /// What a case can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +215,7 @@ impl<'a> Checker<'a> {
 
     fn plan(&self, float: DType, leaves: Leaves) -> Plan<'_> {
         Plan {
+            device: Device::Cpu,
             float,
             layout: Layout::Contiguous,
             leaves,
@@ -518,10 +516,11 @@ impl<'a> Checker<'a> {
         let elements: usize = self.values.iter().map(|v| v.data.len()).sum();
         let naive: Vec<Outcome> = (0..if elements < 1000 { 12 } else { 2 })
             .map(|_| {
-                let values = budget::moved(self.case, &self.values, &mut self.random);
+                let values =
+                    budget::moved(Precision::F32, self.case, &self.values, &mut self.random);
                 let mut flow = self.flow.clone();
                 for dy in flow.iter_mut().flatten().flatten() {
-                    *dy = budget::moved_array(dy, &mut self.random);
+                    *dy = budget::moved_array(Precision::F32, dy, &mut self.random);
                 }
                 let plan = Plan {
                     upstream: &flow,
@@ -570,7 +569,7 @@ impl<'a> Checker<'a> {
             let (exact, single) = (exact.to_f64_vec(), single.to_f64_vec());
             let naive: Vec<Vec<f64>> = naive.iter().map(as_f64).collect();
             let naive: Vec<&[f64]> = naive.iter().map(Vec::as_slice).collect();
-            let used = budget::used(&single, &exact, &naive, from);
+            let used = budget::used(Precision::F32, &single, &exact, &naive, from);
             self.worst.f32_budget = self.worst.f32_budget.max(used);
             if exceeds(used, 1.0) {
                 let (at, y, want) = furthest(&single, &exact);
@@ -678,12 +677,18 @@ impl<'a> Checker<'a> {
                     ..input.clone()
                 };
                 let values = values(&unfit, &mut Random::new("unfit"));
-                let x = tensor(input.fill, &values, DType::F32, Layout::Contiguous);
+                let x = tensor(
+                    input.fill,
+                    &values,
+                    DType::F32,
+                    Layout::Contiguous,
+                    Device::Cpu,
+                );
                 attempts.push((format!("of shape {shape:?}"), x, false));
             }
             let fitting = |dtype| {
                 let data = &self.values[i].data;
-                Tensor::from_f64(data, &self.values[i].shape, dtype, autograd::Device::Cpu)
+                Tensor::from_f64(data, &self.values[i].shape, dtype, Device::Cpu)
             };
             for dtype in [DType::F64, DType::BF16, DType::I64, DType::Bool] {
                 if dtype != values::dtype(input.fill, DType::F32) {
@@ -698,7 +703,7 @@ impl<'a> Checker<'a> {
                     };
                     *last = bad;
                     let shape = &self.values[i].shape;
-                    let x = Tensor::from_f64(&data, shape, DType::I32, autograd::Device::Cpu);
+                    let x = Tensor::from_f64(&data, shape, DType::I32, Device::Cpu);
                     attempts.push((format!("with index {bad}"), x, true));
                 }
             }
@@ -711,7 +716,15 @@ impl<'a> Checker<'a> {
 
     fn refusal(&mut self, operand: usize, unfit: Tensor, what: &str, must_refuse: bool) {
         let mut tensors: Vec<Tensor> = (self.case.inputs.iter().zip(&self.values))
-            .map(|(input, values)| tensor(input.fill, values, DType::F32, Layout::Contiguous))
+            .map(|(input, values)| {
+                tensor(
+                    input.fill,
+                    values,
+                    DType::F32,
+                    Layout::Contiguous,
+                    Device::Cpu,
+                )
+            })
             .collect();
         tensors[operand] = unfit;
         let upstream: Flow = vec![vec![]];

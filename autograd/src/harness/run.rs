@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use autograd::spec::{Array, Case, STEP};
-use autograd::{
+use crate::spec::{Array, Case, STEP};
+use crate::{
     DType, Decay, Device, Init, ParamGrads, ParamLayout, Params, ParamsBuilder, Result, Shape,
     Tape, Tensor, Var,
 };
@@ -24,6 +24,7 @@ pub enum Leaves {
 /// How to run a case.
 #[derive(Clone, Debug)]
 pub struct Plan<'a> {
+    pub device: Device,
     pub float: DType,
     pub layout: Layout,
     pub leaves: Leaves,
@@ -48,7 +49,7 @@ pub fn run(case: &Case, values: &[Array], plan: &Plan) -> Result<Outcome> {
         .inputs
         .iter()
         .zip(values)
-        .map(|(input, values)| tensor(input.fill, values, plan.float, plan.layout))
+        .map(|(input, values)| tensor(input.fill, values, plan.float, plan.layout, plan.device))
         .collect();
     run_tensors(case, &tensors, plan)
 }
@@ -77,7 +78,7 @@ pub fn run_tensors(case: &Case, tensors: &[Tensor], plan: &Plan) -> Result<Outco
             ));
         }
     }
-    let mut params = Params::zeros(Arc::new(layout), plan.float, Device::Cpu);
+    let mut params = Params::zeros(Arc::new(layout), plan.float, plan.device);
     for (id, tensor) in ids.iter().zip(tensors) {
         if let Some(id) = id {
             params.set(*id, tensor)?;
@@ -109,7 +110,8 @@ pub fn run_tensors(case: &Case, tensors: &[Tensor], plan: &Plan) -> Result<Outco
         .filter(|(output, _)| output.id().is_some())
         .filter_map(|(output, dy)| Some((output, dy.as_ref()?)))
         .map(|(output, dy)| {
-            let dy = tensor_of(dy, plan.float, plan.layout);
+            let dtype = output.dtype();
+            let dy = tensor_of(dy, dtype, plan.layout, plan.device);
             (output.clone(), dy)
         })
         .collect();
@@ -133,11 +135,11 @@ pub fn run_tensors(case: &Case, tensors: &[Tensor], plan: &Plan) -> Result<Outco
     })
 }
 
-fn tensor_of(array: &Array, float: DType, layout: Layout) -> Tensor {
-    let fill = autograd::spec::Fill::Normal {
+fn tensor_of(array: &Array, float: DType, layout: Layout, device: Device) -> Tensor {
+    let fill = crate::spec::Fill::Normal {
         mean: 0.0,
         std: 1.0,
     };
     debug_assert_eq!(Shape::new(&array.shape).elements(), array.data.len());
-    tensor(fill, array, float, layout)
+    tensor(fill, array, float, layout, device)
 }

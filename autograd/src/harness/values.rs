@@ -3,8 +3,8 @@
 //! Values come from a generator of their own (SplitMix64), not from the one under test, and are rounded to f32 first, so
 //! that f32 and f64 runs see the same numbers.
 
-use autograd::spec::{Array, Case, Fill, Input};
-use autograd::{DType, Device, Shape, Tensor};
+use crate::spec::{Array, Case, Fill, Input};
+use crate::{DType, Device, Shape, Tensor};
 
 /// SplitMix64 (Steele, Lea & Flood 2014).
 pub struct Random(u64);
@@ -92,12 +92,15 @@ pub enum Layout {
 }
 
 /// The operand as a tensor.
-pub fn tensor(fill: Fill, values: &Array, float: DType, layout: Layout) -> Tensor {
+///
+/// # Panics
+/// If the values do not fill the array's shape.
+pub fn tensor(fill: Fill, values: &Array, float: DType, layout: Layout, device: Device) -> Tensor {
     let dtype = dtype(fill, float);
     let shape = Shape::new(&values.shape);
     let row = match (layout, values.shape.last()) {
         (Layout::Strided, Some(&row)) if row > 0 => row,
-        _ => return Tensor::from_f64(&values.data, shape, dtype, Device::Cpu),
+        _ => return Tensor::from_f64(&values.data, shape, dtype, device),
     };
     let between = match dtype {
         DType::I32 => -1.0,
@@ -112,7 +115,7 @@ pub fn tensor(fill: Fill, values: &Array, float: DType, layout: Layout) -> Tenso
     let mut padded_shape = values.shape.clone();
     let last = padded_shape.len() - 1;
     padded_shape[last] += 1;
-    Tensor::from_f64(&padded, Shape::new(&padded_shape), dtype, Device::Cpu)
+    Tensor::from_f64(&padded, Shape::new(&padded_shape), dtype, device)
         .narrow(last, 1, row)
         .expect("the view leaves out one element of each row")
 }

@@ -7,19 +7,48 @@
 //! same for the root of the mean square, so that a small bias everywhere is seen too. There is no second, naive f32
 //! program of every op to take `naive` from. By backward error analysis a sound f32 program gives the exact result of
 //! operands that are each off by a few roundings, so `naive` is the f64 result of just that: every float operand moved
-//! by a relative ±[`BACKWARD_ERROR`], at random signs, the worst of several draws. A program that loses more than that
+//! by a relative ±[`Precision::backward_error`], at random signs, the worst of several draws. A program that loses more than that
 //! (a one-pass variance, a sum that grows away from its terms) is above the budget, whatever the op's conditioning.
+//!
+//! **bf16**, which GPUs store and compute in f32: the same with the numbers of bf16, and numbers that bf16 holds.
 
 use super::values::Random;
-use autograd::spec::{Array, Case, Fill};
+use crate::DType;
+use crate::spec::{Array, Case, Fill};
 
 /// Largest error of an f64 result, as a fraction of its largest value.
 pub const F64: f64 = 1e-9;
 
-/// What a sound f32 program is allowed in terms of its operands: four roundings to nearest, 4·2⁻²⁴.
-pub const BACKWARD_ERROR: f64 = 4.0 / 16_777_216.0;
+/// What a dtype's results may differ from f64's in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Precision {
+    /// The distance of 1 from the next number.
+    pub ulp: f64,
+    /// What a sound program is allowed in terms of its operands, as a fraction of each.
+    pub backward_error: f64,
+}
 
-const F32_ULP: f64 = 1.0 / 8_388_608.0;
+impl Precision {
+    /// Four roundings to nearest, 4·2⁻²⁴.
+    pub const F32: Precision = Precision {
+        ulp: 1.0 / 8_388_608.0,
+        backward_error: 4.0 / 16_777_216.0,
+    };
+
+    /// Sums are kept in f32, so that operands are rounded once, 2⁻⁹: where a kernel makes one of them itself.
+    pub const BF16: Precision = Precision {
+        ulp: 1.0 / 128.0,
+        backward_error: 1.0 / 512.0,
+    };
+
+    /// Of results in `dtype`.
+    pub fn of(dtype: DType) -> Precision {
+        match dtype {
+            DType::BF16 => Precision::BF16,
+            _ => Precision::F32,
+        }
+    }
+}
 
 pub fn largest(x: &[f64]) -> f64 {
     x.iter().fold(0.0, |m, v| v.abs().max(m))
@@ -50,11 +79,17 @@ pub fn relative(y: &[f64], reference: &[f64]) -> f64 {
     }
 }
 
-/// The part of its budget that an f32 result uses: above 1 it is refused. NaN is above.
+/// The part of its budget that a result uses: above 1 it is refused. NaN is above.
 ///
 /// `from` is the largest value that a gradient is made from. Where the exact gradient vanishes beside it (the gradient of
 /// a norm along its own operand), only the rounding of what cancels is left, and an ulp is one of `from`.
-pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]], from: f64) -> f64 {
+pub fn used(
+    precision: Precision,
+    y: &[f64],
+    reference: &[f64],
+    naive: &[&[f64]],
+    from: f64,
+) -> f64 {
     let worst = |measure: fn(&[f64], &[f64]) -> f64| {
         naive
             .iter()
@@ -63,12 +98,12 @@ pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]], from: f64) -> f64 {
     };
     let share = |error: f64, budget: f64| if error == 0.0 { 0.0 } else { error / budget };
     let vanishes = largest(reference) <= F64 * from;
-    let ulp = F32_ULP * if vanishes { from } else { largest(reference) };
+    let ulp = precision.ulp * if vanishes { from } else { largest(reference) };
     let max = share(distance(y, reference), 2.0 * worst(distance) + 2.0 * ulp);
     let mean_ulp = if vanishes {
         ulp
     } else {
-        F32_ULP * root_mean_square(reference.iter().copied())
+        precision.ulp * root_mean_square(reference.iter().copied())
     };
     let mean = share(
         root_mean_square_distance(y, reference),
@@ -81,14 +116,19 @@ pub fn used(y: &[f64], reference: &[f64], naive: &[&[f64]], from: f64) -> f64 {
     }
 }
 
-/// The operands, moved by [`BACKWARD_ERROR`].
-pub fn moved(case: &Case, values: &[Array], random: &mut Random) -> Vec<Array> {
+/// The operands, moved by the precision's [`Precision::backward_error`].
+pub fn moved(
+    precision: Precision,
+    case: &Case,
+    values: &[Array],
+    random: &mut Random,
+) -> Vec<Array> {
     let float = |fill| !matches!(fill, Fill::Index { .. } | Fill::Mask { .. });
     let pairs = case.inputs.iter().zip(values);
     pairs
         .map(|(input, values)| {
             if float(input.fill) {
-                moved_array(values, random)
+                moved_array(precision, values, random)
             } else {
                 values.clone()
             }
@@ -96,11 +136,11 @@ pub fn moved(case: &Case, values: &[Array], random: &mut Random) -> Vec<Array> {
         .collect()
 }
 
-pub fn moved_array(values: &Array, random: &mut Random) -> Array {
+pub fn moved_array(precision: Precision, values: &Array, random: &mut Random) -> Array {
     let mut out = values.clone();
     for value in &mut out.data {
         let sign = if random.word() & 1 == 0 { 1.0 } else { -1.0 };
-        *value *= 1.0 + sign * BACKWARD_ERROR;
+        *value *= 1.0 + sign * precision.backward_error;
     }
     out
 }

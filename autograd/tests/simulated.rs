@@ -1,0 +1,96 @@
+//! Every op of [`autograd::ops::ALL`] on the simulated GPU, held to the CPU in f64. There is no op in this file.
+//!
+//! `UNCLIP_CASE=group_norm/ cargo test --release -p unclip-autograd` runs the cases whose `op/case` contains the text.
+//! Every day runs one order of warps with late completion; `UNCLIP_TESTS=full` runs three, early and late, and views.
+
+use std::io::Write;
+use std::time::Instant;
+
+use autograd::harness::device::{Verdict, check};
+use autograd::ops::ALL;
+use autograd::{DType, Device};
+use kernels::sim::Completion;
+use tensor::gpu::Simulation;
+
+/// Cases known to be above their budget, and why. One that is not any more fails the test until it is taken off.
+const ABOVE_BUDGET: [(&str, &str); 1] = [(
+    "matmul/matmul,a=[],b=[],m=131,n=67,k=531 f32",
+    "1.20 of it: one chain of 531 additions, where CPUs add blocks",
+)];
+
+/// Writes past the test runner, which shows the output of failing tests only.
+fn say(line: &str) {
+    // Nothing can be done where standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[test]
+fn every_op_on_the_simulated_gpu_is_within_its_budget() {
+    let wanted = std::env::var("UNCLIP_CASE").unwrap_or_default();
+    let full = std::env::var("UNCLIP_TESTS").is_ok_and(|tests| tests == "full");
+    let every_day = [Simulation {
+        seed: 0,
+        completion: Completion::Late,
+    }];
+    let all = (0..3).flat_map(|seed| {
+        [Completion::Late, Completion::Early].map(|completion| Simulation { seed, completion })
+    });
+    let all: Vec<Simulation> = all.collect();
+    let simulations = if full { &all[..] } else { &every_day };
+    let (mut reports, mut passed, mut lacking) = (vec![], 0, 0);
+    let mut worst = [0.0f64; 2];
+    for &op in ALL {
+        let start = Instant::now();
+        let (mut here, mut lacks, mut near) = (0, vec![], [0.0f64; 2]);
+        for case in op.cases() {
+            let name = format!("{}/{}", op.name(), case.name);
+            if !name.contains(&wanted) {
+                continue;
+            }
+            for (near, float) in near.iter_mut().zip([DType::F32, DType::BF16]) {
+                let name = format!("{name} {float}");
+                let above = ABOVE_BUDGET.iter().find(|(case, _)| *case == name);
+                match check(op, &case, Device::SIM, float, simulations, full) {
+                    Verdict::Passed(_) if above.is_some() => reports.push(format!(
+                        "{name} is within its budget: take it off the list of those that are not"
+                    )),
+                    Verdict::Failed(_) if let Some((_, why)) = above => {
+                        lacks.push(format!("{name} ABOVE ITS BUDGET: {why}"));
+                    }
+                    Verdict::Passed(used) => {
+                        here += 1;
+                        *near = near.max(used);
+                    }
+                    Verdict::Lacking(why) => lacks.push(format!("{name}: {why}")),
+                    failed => reports.push(format!(
+                        "{name}: {failed}\n    again: UNCLIP_CASE='{name}' cargo test --release -p unclip-autograd"
+                    )),
+                }
+            }
+        }
+        say(&format!(
+            "{:20} {here:3} passed, {} lack a kernel, {:5.2} s; of the budget: f32 {:.2}, bf16 {:.2}",
+            op.name(),
+            lacks.len(),
+            start.elapsed().as_secs_f64(),
+            near[0],
+            near[1],
+        ));
+        lacks
+            .iter()
+            .for_each(|case| say(&format!("    NOT RUN: {case}")));
+        passed += here;
+        lacking += lacks.len();
+        worst = [worst[0].max(near[0]), worst[1].max(near[1])];
+    }
+    say(&format!(
+        "on the simulated GPU: {passed} passed, {lacking} NOT RUN for lack of a kernel; of the budget: f32 {:.2}, bf16 {:.2}",
+        worst[0], worst[1]
+    ));
+    assert!(
+        reports.is_empty(),
+        "{} cases failed on the simulated GPU:\n{}",
+        reports.len(),
+        reports.join("\n")
+    );
+}
