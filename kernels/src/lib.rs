@@ -8,6 +8,7 @@ pub mod element;
 mod gemm;
 pub mod launch;
 pub mod math;
+pub mod occupancy;
 pub mod ops;
 pub mod parallel;
 pub mod peak;
