@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tensor::Device;
+use tensor::{Arch, Device};
 
 use crate::Result;
 
@@ -14,6 +14,11 @@ impl Doctor {
     pub fn run(self, device: Device) -> Result<()> {
         println!("unclip {}", env!("CARGO_PKG_VERSION"));
         println!("device    {device}");
+        println!(
+            "          {} and {} simulate a GPU (PTX kernels on the processor: exact, strict, slow)",
+            Device::SIM,
+            Device::Sim { arch: Arch::Sm90a }
+        );
         println!("processor {}", processor());
         println!("features  {}", features());
         println!(

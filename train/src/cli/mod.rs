@@ -26,7 +26,12 @@ use crate::Result;
 #[command(name = "unclip", version, propagate_version = true)]
 struct Arguments {
     /// Where to compute.
-    #[arg(long, global = true, default_value = "auto", value_name = "auto|cpu")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "auto",
+        value_name = "auto|cpu|sim"
+    )]
     device: tensor::Device,
     #[command(subcommand)]
     command: Command,
@@ -76,7 +81,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Eval(eval) => eval.run(device),
         Command::Data(command) => command.run(),
         Command::Probe(probe) => probe.run(device),
-        Command::Kernels(command) => command.run(),
+        Command::Kernels(command) => command.run(device),
         Command::Doctor(doctor) => doctor.run(device),
     }
 }

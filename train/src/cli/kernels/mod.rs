@@ -1,12 +1,16 @@
 //! `unclip kernels`: the GPU kernels, for those who write and measure them.
 
 mod buffer;
+mod cases;
+mod check;
+mod profile;
 mod run;
 
 use std::path::Path;
 
 use kernels::ops::variants::{self, Listing};
 use kernels::ptxas::Ptxas;
+use tensor::Device;
 
 use crate::{Error, Result};
 
@@ -15,6 +19,8 @@ use crate::{Error, Result};
 pub enum Command {
     List(List),
     Show(Show),
+    Check(check::Check),
+    Profile(profile::Profile),
     Run(run::Run),
 }
 
@@ -37,10 +43,12 @@ pub struct Show {
 }
 
 impl Command {
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, device: Device) -> Result<()> {
         match self {
             Command::List(list) => list.run(),
             Command::Show(show) => show.run(),
+            Command::Check(check) => check.run(device),
+            Command::Profile(profile) => profile.run(device),
             Command::Run(run) => run.run(),
         }
     }
