@@ -4,7 +4,8 @@ use kernels::ops::conv2d::{self as kernel, Conv2d, ptx};
 
 use crate::check::dispatch_float;
 use crate::gpu::Arg;
-use crate::{Accum, Check, Result, Tensor};
+use crate::ops::matmul::{Epilogue, merge_parts};
+use crate::{Accum, Check, DType, Result, Tensor};
 
 /// How the kernel moves over the image, in both directions alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +118,17 @@ pub fn backward_weight(
     check.shape("dy", dy, &[d.n, d.out_h(), d.out_w(), d.c_out])?;
     let (dy, x) = (dy.contiguous()?, x.contiguous()?);
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the gradient of the weight"));
+        let storage = gpu.storage(dtype);
+        let launches = gpu.plan(ptx::config_backward_weight(&d, storage, accum, gpu.arch))?;
+        let read = [Arg::Read(&dy), Arg::Read(&x)].into_iter();
+        let Some(merge) = &launches.merge else {
+            let dw = [Arg::destination(dw, accum)];
+            return gpu.call(&launches.product, dw.into_iter().chain(read));
+        };
+        let mut partials = Tensor::uninit([launches.partials], DType::F32, x.device());
+        let sums = [Arg::Write(&mut partials)];
+        gpu.call(&launches.product, sums.into_iter().chain(read))?;
+        return merge_parts(&gpu, merge, dw, accum, &partials, Epilogue::default());
     }
     dispatch_float!(dtype, T => {
         kernel::backward_weight::<T>(&d, dw.as_mut_slice()?, accum, dy.as_slice()?, x.as_slice()?)

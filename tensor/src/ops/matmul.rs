@@ -1,13 +1,14 @@
 //! Matrix products: batched with transposed operands, and the linear layer with its gradients.
 
+use kernels::ops::geometry::Call;
 pub use kernels::ops::matmul::Activation;
-use kernels::ops::matmul::ptx::{self, Product};
+use kernels::ops::matmul::ptx::{self, parts::Merge};
 use kernels::ops::matmul::{self as kernel, Matmul};
 
 use super::reduce::sum_to;
 use crate::check::dispatch_float;
 use crate::gpu::{Arg, Gpu};
-use crate::{Accum, Check, Result, Shape, Tensor};
+use crate::{Accum, Check, DType, Result, Shape, Tensor};
 
 /// Which operands of a product are stored with their last two dimensions exchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -329,7 +330,7 @@ pub fn column_sums(sums: &mut Tensor, accum: Accum, x: &Tensor) -> Result<()> {
 
 /// What a product's kernel does beside the product.
 #[derive(Default)]
-struct Epilogue<'a> {
+pub(crate) struct Epilogue<'a> {
     /// Receives the product plus the bias.
     pre: Option<&'a mut Tensor>,
     bias: Option<&'a Tensor>,
@@ -346,7 +347,38 @@ fn multiply(
     b: &Tensor,
     epilogue: Epilogue,
 ) -> Result<()> {
-    let plan = gpu.plan(ptx::config(d, gpu.storage(a.dtype()), accum, gpu.arch))?;
+    let launches = gpu.plan(ptx::plan(d, gpu.storage(a.dtype()), accum, gpu.arch))?;
+    let Some(merge) = &launches.merge else {
+        let Epilogue {
+            pre,
+            bias,
+            residual,
+        } = epilogue;
+        let written = [
+            Arg::destination(c, accum),
+            pre.map_or(Arg::Absent, Arg::Write),
+        ];
+        let read = [Arg::Read(a), Arg::Read(b)];
+        let added = [bias, residual].map(Arg::optional);
+        let operands = written.into_iter().chain(read).chain(added);
+        return gpu.call(&launches.product, operands);
+    };
+    let mut partials = Tensor::uninit([launches.partials], DType::F32, c.device());
+    let written = [Arg::Write(&mut partials), Arg::Absent];
+    let read = [Arg::Read(a), Arg::Read(b), Arg::Absent, Arg::Absent];
+    gpu.call(&launches.product, written.into_iter().chain(read))?;
+    merge_parts(gpu, merge, c, accum, &partials, epilogue)
+}
+
+/// c (+)= the sums of a product's parts, with the product's epilogue.
+pub(crate) fn merge_parts(
+    gpu: &Gpu,
+    merge: &Call<Merge>,
+    c: &mut Tensor,
+    accum: Accum,
+    partials: &Tensor,
+    epilogue: Epilogue,
+) -> Result<()> {
     let Epilogue {
         pre,
         bias,
@@ -357,13 +389,11 @@ fn multiply(
         pre.map_or(Arg::Absent, Arg::Write),
     ];
     let read = [
-        Arg::Read(a),
-        Arg::Read(b),
+        Arg::Read(partials),
         Arg::optional(bias),
         Arg::optional(residual),
     ];
-    let numbers = Product::numbers(d).map(Arg::U32);
-    gpu.launch(&plan, written.into_iter().chain(read).chain(numbers))
+    gpu.call(merge, written.into_iter().chain(read))
 }
 
 /// One product [m, k]·[k, n] without an epilogue.
