@@ -22,6 +22,14 @@ pub enum Operand {
 
 /// Runs a plan on the simulated GPU; gives what it wrote, in order.
 pub fn simulate<V: Variant>(plan: &Plan<V>, operands: &[Operand]) -> (Vec<Vec<u8>>, Profile) {
+    with_arguments(operands, |arguments| run_plan(plan, arguments))
+}
+
+/// Calls `run` with arguments of a launch; gives what it wrote into them, in order.
+pub fn with_arguments<R>(
+    operands: &[Operand],
+    run: impl FnOnce(Vec<Argument<'_>>) -> R,
+) -> (Vec<Vec<u8>>, R) {
     // What is only written starts as a pattern that no kernel writes.
     let mut written: Vec<Option<Vec<u8>>> = operands
         .iter()
@@ -43,8 +51,8 @@ pub fn simulate<V: Variant>(plan: &Plan<V>, operands: &[Operand]) -> (Vec<Vec<u8
             _ => Argument::Null,
         })
         .collect();
-    let profile = run_plan(plan, arguments);
-    (written.into_iter().flatten().collect(), profile)
+    let result = run(arguments);
+    (written.into_iter().flatten().collect(), result)
 }
 
 /// Values as a storage holds them.

@@ -4,6 +4,7 @@ mod determinism;
 mod grammar;
 mod instructions;
 mod kernels;
+mod mutants;
 mod pipelines;
 mod speed;
 mod strict;
