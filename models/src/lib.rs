@@ -14,7 +14,6 @@ mod model;
 pub mod nn;
 pub mod pipeline;
 pub mod prior;
-mod spread;
 pub mod text_proj;
 pub mod tokenizer;
 pub mod unet;

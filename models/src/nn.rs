@@ -7,9 +7,7 @@ use autograd::ops::conv2d::{self, Conv};
 use autograd::ops::group_norm::{self, GroupNorm as GroupNormOp};
 use autograd::ops::matmul::{self, Activation};
 use autograd::ops::{binary, embedding, layer_norm};
-use autograd::{Decay, Init, ParamId, Params, ParamsBuilder, Result, Tape, Tensor, Var};
-
-use crate::spread::Spread;
+use autograd::{Decay, Init, ParamId, ParamsBuilder, Result, Tape, Tensor, Var};
 
 /// PyTorch's default for the weight and bias of linear and convolution layers: uniform in ±1/√fan_in.
 fn fan_in_uniform(fan_in: usize) -> Init {
@@ -68,34 +66,6 @@ impl Linear {
             weight: p.declare("weight", [outputs, inputs], weight, Decay::Yes),
             bias: bias.map(|init| p.declare("bias", [outputs], init, Decay::No)),
         }
-    }
-
-    /// Composes the layer with a whitening of its inputs: what it was for vectors of unit covariance around zero, it
-    /// becomes for vectors that are spread so.
-    pub(crate) fn whiten(&self, params: &mut Params, inputs: &Spread) -> Result<()> {
-        let weight = params.get(self.weight)?;
-        let (shape, d) = (weight.shape(), weight.dims()[1]);
-        let mut weights = weight.to_f64_vec();
-        drop(weight);
-        weights.chunks_mut(d).for_each(|row| inputs.compose(row));
-        let (dtype, device) = (params.dtype(), params.device());
-        params.set(
-            self.weight,
-            &Tensor::from_f64(&weights, shape, dtype, device),
-        )?;
-        let Some(bias) = self.bias else {
-            return Ok(());
-        };
-        let mut shifted = params.get(bias)?.to_f64_vec();
-        for (b, row) in shifted.iter_mut().zip(weights.chunks(d)) {
-            *b -= row
-                .iter()
-                .zip(inputs.mean())
-                .map(|(w, m)| w * m)
-                .sum::<f64>();
-        }
-        let outputs = shifted.len();
-        params.set(bias, &Tensor::from_f64(&shifted, [outputs], dtype, device))
     }
 
     /// # Shapes

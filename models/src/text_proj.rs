@@ -2,15 +2,13 @@
 //! tokens (Ramesh et al., 2022, section 2.1).
 
 use autograd::ops::{binary, concat, permute, reshape};
-use autograd::{Decay, Init, ParamId, Params, ParamsBuilder, Tape, Tensor, Var};
+use autograd::{Decay, Init, ParamId, ParamsBuilder, Tape, Var};
 use serde::{Deserialize, Serialize};
-use tensor::Check;
 
 use crate::Result;
 use crate::config::{Checks, Extra};
 use crate::model::{Class, Library, Model};
 use crate::nn::{LayerNorm, Linear};
-use crate::spread::Spread;
 
 /// diffusers' configuration of `UnCLIPTextProjModel`, with its defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -151,47 +149,6 @@ impl UnCLIPTextProjModel {
         let text = self.text_encoder_hidden_states_norm.forward(t, &text)?; // [n, l, x]
         let context = concat::concat(t, &[&image, &text], 1)?; // [n, tokens + l, x]
         Ok(DecoderConditioning { context, time })
-    }
-
-    /// Lets fresh projections start from embeddings of equal spread in all directions, by composing them with the
-    /// whitening of `images` and `texts`; the vector that stands for no image becomes their mean.
-    ///
-    /// CLIP's embeddings have unit length, and nearly all of their variance in few directions (backgrounds and colours);
-    /// what tells one shape from another is a hundredth of it. Through a plain projection it hardly reaches a network that
-    /// trains for minutes. The file format is not concerned: it is an initialisation.
-    ///
-    /// # Shapes
-    /// images [n, d], texts [m, d]: samples of what the model will be given.
-    ///
-    /// # Errors
-    /// If the shapes are others, or a value is not finite.
-    pub fn whiten(
-        &self,
-        params: &mut Params,
-        images: &Tensor,
-        texts: &Tensor,
-    ) -> autograd::Result<()> {
-        let d = self.config.clip_embeddings_dim;
-        for (name, samples) in [("images", images), ("texts", texts)] {
-            let check = Check::new("whiten", &[(name, samples)]);
-            check.require(
-                samples.rank() == 2 && samples.dims()[1] == d && !samples.is_empty(),
-                || format!("{name} must be [n, {d}]"),
-            )?;
-        }
-        let (images, texts) = (Spread::of(images), Spread::of(texts));
-        for (linear, spread) in [
-            (&self.embedding_proj, &texts),
-            (
-                &self.clip_image_embeddings_project_to_time_embeddings,
-                &images,
-            ),
-            (&self.clip_extra_context_tokens_proj, &images),
-        ] {
-            linear.whiten(params, spread)?;
-        }
-        let nothing = Tensor::from_f64(images.mean(), [d], params.dtype(), params.device());
-        params.set(self.learned_classifier_free_guidance_embeddings, &nothing)
     }
 
     /// The learned vector that stands for no image embedding, [1, d].

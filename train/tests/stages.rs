@@ -52,7 +52,6 @@ fn tiny(stage: StageKind) -> Vec<&'static str> {
             "cross_attention_dim=8",
             "extra_context_tokens=2",
             "norm_num_groups=4",
-            "whitening_samples=8",
         ],
         StageKind::Upsampler => vec![
             "sample_size=16",

@@ -174,27 +174,8 @@ impl Stage for Decoder {
         &self.layout
     }
 
-    fn prepare(&mut self, params: &mut Params, fresh: bool, interrupt: &Interrupt) -> Result<()> {
+    fn prepare(&mut self, _: &mut Params, _: bool, interrupt: &Interrupt) -> Result<()> {
         self.embeddings = Some(ImageEmbeddings::new(&self.clip, &self.dataset, interrupt)?);
-        if fresh {
-            let samples = (self.config.whitening_samples as u64).min(self.dataset.len());
-            let preview = source::preview(
-                &self.config.common,
-                &self.dataset,
-                Some(self.clip.tokenizer()),
-                samples as usize,
-            )?;
-            let mut batch = self.batch_of(preview)?;
-            // Empty captions are as frequent as in training: far from the others, they widen the spread.
-            let drop = self.config.text_drop;
-            let keep: Vec<bool> = (0..samples)
-                .map(|i| (i as f64 * drop).fract() >= drop)
-                .collect();
-            source::drop_texts(&mut batch.ids, &keep, self.clip.empty());
-            let texts = self.clip.texts(&batch.ids)?;
-            self.text_proj
-                .whiten(params, &batch.embeddings, &texts.embeds)?;
-        }
         Ok(())
     }
 
