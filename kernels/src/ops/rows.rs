@@ -1,17 +1,23 @@
 //! What kernels share that treat a tensor row by row: softmax, cross-entropy, norms along rows.
 //!
 //! A row is read once where a warp or a CTA can keep it in registers. Longer ones are read again for each use, mostly from
-//! the second cache.
+//! the second cache. A team treats one row ([`Rows::for_each`]), or a block of rows with what they share ([`Rows::block`]).
 
 use crate::ops::geometry::{Call, linear_grid};
 use crate::ops::reduction::{Fold, over_cta, over_warp};
 use crate::ops::spans::Access;
 use crate::ops::variants::{Refused, Variant, count};
-use crate::ptx::{Assembler, F32, Fast, Floats, Storage, U32, Value, Variable};
+use crate::ptx::{
+    Assembler, F32, Fast, Floats, Global, Pointer, Pred, Storage, U32, Value, Variable,
+};
 use crate::real::Real;
 
 /// Threads of a CTA.
 pub const THREADS: u32 = 256;
+/// The most blocks of rows: two for each multiprocessor of the largest GPUs.
+const MOST_BLOCKS: usize = 264;
+/// The least rows of a block. What a block writes for each column is at most 5 % of what it then reads and writes.
+const LEAST_ROWS: usize = 32;
 
 /// Who treats a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +107,31 @@ impl Rows {
         [n, c]: [usize; 2],
         variant: impl FnOnce(Rows) -> V,
     ) -> Result<Call<V>, Refused> {
+        let (rows, spans) = Rows::of(storage, [n, c])?;
+        let grid = linear_grid(n.div_ceil(rows.at_once() as usize))?;
+        Ok(Call::new(variant(rows), grid, vec![n as u32, spans]))
+    }
+
+    /// The call of a kernel whose CTAs each treat a [`Block`] of consecutive rows, and the number of blocks. Its numbers are
+    /// the rows, the spans of a row, and the rows of a block.
+    ///
+    /// # Errors
+    /// If there are more elements than kernels count.
+    pub fn call_blocks<V: Variant>(
+        storage: Storage,
+        [n, c]: [usize; 2],
+        variant: impl FnOnce(Rows) -> V,
+    ) -> Result<(Call<V>, usize), Refused> {
+        let (rows, spans) = Rows::of(storage, [n, c])?;
+        let block = n.div_ceil(MOST_BLOCKS).max(LEAST_ROWS);
+        let blocks = n.div_ceil(block);
+        let numbers = vec![n as u32, spans, block as u32];
+        let call = Call::new(variant(rows), linear_grid(blocks)?, numbers);
+        Ok((call, blocks))
+    }
+
+    /// How `n` rows of `c` elements are treated, and the spans of each.
+    fn of(storage: Storage, [n, c]: [usize; 2]) -> Result<(Rows, u32), Refused> {
         count(n.saturating_mul(c), "the number of elements")?;
         // Whole chunks or single elements: rows in between are rare, and each width would be another set of variants.
         let span = match c.is_multiple_of(storage.chunk() as usize) {
@@ -108,12 +139,14 @@ impl Rows {
             false => 1,
         };
         let spans = c as u32 / span;
-        let team = Team::of(spans);
-        let rows_of_cta = THREADS / team.threads();
-        let grid = linear_grid(n.div_ceil(rows_of_cta as usize))?;
         let access = Access { storage, span };
-        let variant = variant(Rows { access, team });
-        Ok(Call::new(variant, grid, vec![n as u32, spans]))
+        let team = Team::of(spans);
+        Ok((Rows { access, team }, spans))
+    }
+
+    /// Rows that a CTA treats side by side.
+    fn at_once(self) -> u32 {
+        THREADS / self.team.threads()
     }
 
     /// A part of a kernel's name.
@@ -124,6 +157,16 @@ impl Rows {
     /// What a contract says of grid and memory.
     pub fn describe(self) -> String {
         self.team.describe()
+    }
+
+    /// The same of blocks.
+    pub fn describe_blocks(self) -> String {
+        let kept = match self.team {
+            Team::Warp(spans) => format!("a warp a row, which it keeps in {spans} spans a lane"),
+            Team::Cta(spans) => format!("row after row, which it keeps in {spans} spans a thread"),
+            Team::Streaming => "row after row, which it reads again for each use".to_string(),
+        };
+        format!("Grid: a CTA a block of rows, {kept}.")
     }
 
     /// Declares the numbers, and calls `body` with this thread's row if there is one.
@@ -144,6 +187,132 @@ impl Rows {
         // Whole warps, or whole CTAs.
         k.if_(index.lt(n), || body(row));
     }
+
+    /// Declares the numbers of [`Rows::call_blocks`], and gives this thread's block.
+    pub fn block<'k>(self, k: &'k Assembler) -> Block<'k> {
+        let n = k.parameter::<U32>("rows");
+        let spans = k.parameter::<U32>("row_spans");
+        let rows = k.parameter::<U32>("block_rows");
+        let start = k.cta_x() * rows;
+        let (first, thread) = match self.team {
+            Team::Warp(_) => (start + k.warp(), k.lane()),
+            Team::Cta(_) | Team::Streaming => (start, k.thread_x()),
+        };
+        Block {
+            rows: self,
+            first,
+            end: n.min(start + rows),
+            shared: Row {
+                k,
+                rows: self,
+                index: Value::from_bits(0),
+                spans,
+                thread,
+            },
+        }
+    }
+}
+
+/// The rows that a CTA treats one after another, or a warp every eighth of.
+#[derive(Clone, Copy)]
+pub struct Block<'k> {
+    rows: Rows,
+    first: Value<'k, U32>,
+    end: Value<'k, U32>,
+    shared: Row<'k>,
+}
+
+impl<'k> Block<'k> {
+    /// What all rows share, such as their gain: the only row of a tensor of its own.
+    pub fn shared(self) -> Row<'k> {
+        self.shared
+    }
+
+    /// Calls `body` for each of this thread's rows. A CTA's shared memory is used again by the next row: `body` must fold
+    /// twice at least, so that the second one's barrier lies between.
+    pub fn for_each_row(self, body: impl FnOnce(Row<'k>)) {
+        let k = self.shared.k;
+        k.for_(self.first, self.end, self.rows.at_once(), |index| {
+            body(Row {
+                index,
+                ..self.shared
+            });
+        });
+    }
+
+    /// Sums over the block's rows, which start as zeros, for `partial` [blocks, c] or nothing if that is null. Where rows are
+    /// not kept, they lie there from the start.
+    pub fn sums(self, partial: Pointer<'k, Global, F32>) -> ColumnSums<'k> {
+        let row = self.shared;
+        let k = row.k;
+        let wanted = partial.is_present();
+        let partial = partial.at(k.cta_x() * row.spans * self.rows.access.span);
+        if !row.is_kept() {
+            k.if_(wanted, || {
+                row.for_each_span(&[], |at, _| {
+                    row.store(partial.at(at), |_| Value::from_bits(0));
+                });
+            });
+        }
+        ColumnSums {
+            wanted,
+            partial,
+            kept: row.zeros(),
+        }
+    }
+
+    /// Writes sums over the block's rows to its part of the partial sums.
+    pub fn finish(self, sums: &[ColumnSums<'k>]) {
+        let row = self.shared;
+        let k = row.k;
+        let width = self.rows.access.span;
+        match self.rows.team {
+            // They are there.
+            Team::Streaming => {}
+            // Each thread has columns of its own.
+            Team::Cta(_) => {
+                for sums in sums {
+                    k.if_(sums.wanted, || {
+                        row.for_each_kept(|s, i| {
+                            row.store(sums.partial.at(i * width), |e| sums.kept[s][e].get());
+                        });
+                    });
+                }
+            }
+            Team::Warp(spans) => {
+                let warps = self.rows.at_once();
+                let of_warp = spans * width * 32;
+                let shared = k.shared_array::<F32>(of_warp * warps);
+                for sums in sums {
+                    k.comment("the warps' sums, added in their order");
+                    k.barrier();
+                    // Element by element over the lanes, which so access different banks.
+                    let own = shared.at(k.warp() * of_warp + k.lane());
+                    for (i, sum) in (0..).zip(sums.kept.iter().flatten()) {
+                        own.at(i * 32).store(*sum);
+                    }
+                    k.barrier();
+                    let i = k.thread_x();
+                    k.if_(sums.wanted & i.lt(row.spans), || {
+                        let first = shared.at((i / 32) * (width * 32) + i % 32);
+                        row.store(sums.partial.at(i * width), |e| {
+                            let of = |warp| first.at(warp * of_warp + e as u32 * 32).load();
+                            (1..warps).fold(of(0), |sum, warp| sum + of(warp))
+                        });
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Sums of each column over rows, in f32.
+pub struct ColumnSums<'k> {
+    wanted: Value<'k, Pred>,
+    /// Where the block's sums go, one for each column.
+    partial: Pointer<'k, Global, F32>,
+    /// The thread's part of them, while rows are kept.
+    kept: Vec<Vec<Variable<'k, F32>>>,
 }
 
 /// A thread's row.
@@ -164,6 +333,7 @@ pub enum Numbers<'k> {
     /// One list for each span.
     Kept(Vec<Vec<Variable<'k, F32>>>),
     Streaming {
+        row: Row<'k>,
         tensor: Floats<'k>,
         maps: Vec<Map<'k>>,
     },
@@ -183,37 +353,55 @@ impl<'k> Row<'k> {
         self.rows.team != Team::Streaming
     }
 
+    fn kept_spans(self) -> u32 {
+        match self.rows.team {
+            Team::Warp(spans) | Team::Cta(spans) => spans,
+            Team::Streaming => 0,
+        }
+    }
+
     /// The element with which span `i` of the row begins.
     fn element(self, i: Value<'k, U32>) -> Value<'k, U32> {
-        self.index.mul_add(self.spans, i) * self.rows.access.span
+        let spans = match self.index.constant() {
+            Some(0) => i,
+            _ => self.index.mul_add(self.spans, i),
+        };
+        spans * self.rows.access.span
+    }
+
+    /// Its number of elements.
+    pub fn length(self) -> Value<'k, U32> {
+        self.spans * self.rows.access.span
     }
 
     /// Calls `body` with the number of each kept span, and its place in the row, where it is in the row.
     fn for_each_kept(self, mut body: impl FnMut(usize, Value<'k, U32>)) {
-        let spans = match self.rows.team {
-            Team::Warp(spans) | Team::Cta(spans) => spans,
-            Team::Streaming => 0,
-        };
-        for s in 0..spans {
+        for s in 0..self.kept_spans() {
             let i = self.thread + s * self.rows.team.threads();
             self.k.if_(i.lt(self.spans), || body(s as usize, i));
         }
+    }
+
+    /// A zero for each element that this thread keeps, span by span.
+    fn zeros(self) -> Vec<Vec<Variable<'k, F32>>> {
+        let span = |_| {
+            let elements = 0..self.rows.access.span;
+            elements.map(|_| self.k.variable(0.0f32)).collect()
+        };
+        (0..self.kept_spans()).map(span).collect()
     }
 
     /// Reads a tensor's row.
     pub fn read(self, tensor: Floats<'k>) -> Numbers<'k> {
         if !self.is_kept() {
             return Numbers::Streaming {
+                row: self,
                 tensor,
                 maps: vec![],
             };
         }
-        let (Team::Warp(spans) | Team::Cta(spans)) = self.rows.team else {
-            unreachable!("a row that is kept")
-        };
         let width = self.rows.access.span;
-        let span = || (0..width).map(|_| self.k.variable(0.0f32)).collect();
-        let kept: Vec<Vec<_>> = (0..spans).map(|_| span()).collect();
+        let kept = self.zeros();
         self.for_each_kept(|s, i| {
             let values = tensor.at(self.element(i)).load_span(width);
             for (kept, value) in kept[s].iter().zip(values) {
@@ -234,9 +422,13 @@ impl<'k> Row<'k> {
                 self.for_each_kept(|s, _| kept[s].iter().for_each(|x| x.set(f(x.get()))));
                 Numbers::Kept(kept)
             }
-            Numbers::Streaming { tensor, mut maps } => {
+            Numbers::Streaming {
+                row,
+                tensor,
+                mut maps,
+            } => {
                 maps.push(Box::new(f));
-                Numbers::Streaming { tensor, maps }
+                Numbers::Streaming { row, tensor, maps }
             }
         }
     }
@@ -249,12 +441,7 @@ impl<'k> Row<'k> {
     ) {
         if self.is_kept() {
             self.for_each_kept(|s, i| {
-                let kept = operands.iter().map(|numbers| match numbers {
-                    Numbers::Kept(kept) => kept[s].iter().map(|x| x.get()).collect(),
-                    Numbers::Streaming { .. } => unreachable!("operands of one row are alike"),
-                });
-                let kept = kept.collect();
-                body(self.element(i), kept);
+                body(self.element(i), kept_span(operands, s));
             });
             return;
         }
@@ -262,8 +449,9 @@ impl<'k> Row<'k> {
             let at = self.element(i);
             let read = operands.iter().map(|numbers| match numbers {
                 Numbers::Kept(_) => unreachable!("operands of one row are alike"),
-                Numbers::Streaming { tensor, maps } => {
-                    let values = tensor.at(at).load_span(self.rows.access.span).into_iter();
+                Numbers::Streaming { row, tensor, maps } => {
+                    let values = tensor.at(row.element(i)).load_span(self.rows.access.span);
+                    let values = values.into_iter();
                     let mapped = values.map(|x| maps.iter().fold(x, |x, map| map(x)));
                     mapped.collect()
                 }
@@ -293,10 +481,63 @@ impl<'k> Row<'k> {
         }
     }
 
+    /// Adds to sums of columns what `terms` makes of one number of each operand.
+    pub fn add<const N: usize>(
+        self,
+        sums: [&ColumnSums<'k>; N],
+        operands: &[&Numbers<'k>],
+        terms: impl Fn(&[Value<'k, F32>]) -> [Value<'k, F32>; N],
+    ) {
+        let of = |spans: &[Vec<Value<'k, F32>>], e: usize| {
+            terms(&spans.iter().map(|span| span[e]).collect::<Vec<_>>())
+        };
+        if self.is_kept() {
+            self.for_each_kept(|s, _| {
+                let spans = kept_span(operands, s);
+                for e in 0..self.rows.access.span as usize {
+                    for (sums, term) in sums.iter().zip(of(&spans, e)) {
+                        let sum = sums.kept[s][e];
+                        sum.set(sum + term);
+                    }
+                }
+            });
+            return;
+        }
+        self.for_each_span(operands, |at, spans| {
+            let column = at - self.first();
+            let width = self.rows.access.span as usize;
+            let terms: Vec<_> = (0..width).map(|e| of(&spans, e)).collect();
+            for (i, sums) in sums.iter().enumerate() {
+                let to = sums.partial.at(column);
+                self.k.if_(sums.wanted, || {
+                    self.store(to, |e| to.at(e as u32).load() + terms[e][i]);
+                });
+            }
+        });
+    }
+
+    /// Stores a span of f32.
+    fn store(self, to: Pointer<'k, Global, F32>, value: impl Fn(usize) -> Value<'k, F32>) {
+        let values: Vec<_> = (0..self.rows.access.span as usize).map(value).collect();
+        let chunk = Storage::F32.chunk() as usize;
+        for (i, values) in (0..).step_by(chunk).zip(values.chunks(chunk)) {
+            Floats::F32(to.at(i)).store_span(values);
+        }
+    }
+
     /// Calls `body` in one thread of the row.
     pub fn once(self, body: impl FnOnce()) {
         self.k.if_(self.thread.eq(0), body);
     }
+}
+
+/// The numbers of each operand in span `s`.
+fn kept_span<'k>(operands: &[&Numbers<'k>], s: usize) -> Vec<Vec<Value<'k, F32>>> {
+    let span = |numbers: &&Numbers<'k>| match numbers {
+        Numbers::Kept(kept) => kept[s].iter().map(|x| x.get()).collect(),
+        Numbers::Streaming { .. } => unreachable!("operands of one row are alike"),
+    };
+    operands.iter().map(span).collect()
 }
 
 /// eˣ, as exactly as the storage can tell.

@@ -150,6 +150,8 @@ table![
     super::gather_rows::ptx::Backward,
     super::l2_normalize::ptx::Forward,
     super::l2_normalize::ptx::Backward,
+    super::layer_norm::ptx::Forward,
+    super::layer_norm::ptx::Backward,
     super::mse::ptx::Forward,
     super::mse::ptx::Backward,
     super::nearest_up2::ptx::RepeatBlocks,

@@ -1,6 +1,7 @@
 //! Layer normalisation of rows (Ba et al., arXiv 1607.06450), and its gradients.
 
 mod cpu;
+pub mod ptx;
 #[cfg(test)]
 mod tests;
 
