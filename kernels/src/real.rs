@@ -41,6 +41,12 @@ pub trait Real:
     /// `a` where the condition holds, else `b`.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
 
+    /// `exp(x) − 1`, which keeps its digits near 0.
+    #[inline(always)]
+    fn exp_m1(self) -> Self {
+        exp_m1(self)
+    }
+
     /// `1 / (1 + exp(−x))`.
     #[inline(always)]
     fn sigmoid(self) -> Self {
@@ -86,8 +92,20 @@ pub trait Word: Copy {
     fn signed_to_single(self) -> Self::Single;
 }
 
+/// By Kahan's correction of what rounding does to exp(x).
+#[inline(always)]
+fn exp_m1<T: Real>(x: T) -> T {
+    let one = T::from_f64(1.0);
+    let power = x.exp();
+    let plain = power - one;
+    let corrected = plain * (x / power.ln());
+    let near = T::select(x.abs().less(one), corrected, plain);
+    // Where exp(x) rounds to 1, its logarithm is no divisor.
+    T::select(T::from_f64(0.0).less(plain.abs()), near, x)
+}
+
 macro_rules! real {
-    ($t:ident, $exp:path, $ln:path, $tanh:path, $erf:path) => {
+    ($t:ident, $exp:path, $exp_m1:path, $ln:path, $tanh:path, $erf:path) => {
         impl Real for $t {
             type Mask = bool;
 
@@ -110,6 +128,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            #[inline(always)]
+            fn exp_m1(self) -> Self {
+                $exp_m1(self)
             }
             #[inline(always)]
             fn ln(self) -> Self {
@@ -138,8 +160,15 @@ macro_rules! real {
         }
     };
 }
-real!(f32, math::exp, math::ln, math::tanh, math::erf);
-real!(f64, f64::exp, f64::ln, f64::tanh, math::erf_f64);
+real!(f32, math::exp, exp_m1, math::ln, math::tanh, math::erf);
+real!(
+    f64,
+    f64::exp,
+    f64::exp_m1,
+    f64::ln,
+    f64::tanh,
+    math::erf_f64
+);
 
 impl Single for f32 {
     type Word = u32;

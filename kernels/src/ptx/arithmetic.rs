@@ -179,15 +179,25 @@ impl<'k, T: Integer> Shr<u32> for Value<'k, T> {
     }
 }
 
-impl<'k> Neg for Value<'k, F32> {
-    type Output = Value<'k, F32>;
-    #[track_caller]
-    fn neg(self) -> Value<'k, F32> {
-        match self.repr {
-            Repr::Constant(bits) => Value::from_bits(bits ^ 0x8000_0000),
-            Repr::Register { assembler, .. } => unary(assembler, "neg.f32", self, Facts::NONE),
+macro_rules! negation {
+    ($($float:ident: $opcode:literal, $sign:literal;)*) => { $(
+        impl<'k> Neg for Value<'k, $float> {
+            type Output = Value<'k, $float>;
+            #[track_caller]
+            fn neg(self) -> Value<'k, $float> {
+                match self.repr {
+                    Repr::Constant(bits) => Value::from_bits(bits ^ $sign),
+                    Repr::Register { assembler, .. } => {
+                        unary(assembler, $opcode, self, Facts::NONE)
+                    }
+                }
+            }
         }
-    }
+    )* };
+}
+negation! {
+    F32: "neg.f32", 0x8000_0000;
+    F64: "neg.f64", 0x8000_0000_0000_0000;
 }
 
 impl<'k, T: Arithmetic> Value<'k, T> {

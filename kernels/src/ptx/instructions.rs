@@ -3,6 +3,7 @@
 use super::*;
 use crate::launch::{Arch, Swizzle};
 use crate::ptxas;
+use crate::real::Real;
 
 /// What writes a kernel's body.
 pub type Write = fn(&Assembler);
@@ -141,6 +142,28 @@ pub fn every_sm80_instruction(k: &Assembler) {
     let pair = halves.at(t * 2).cast::<Bf16x2>().load();
     let [low, high] = pair.unpack();
     keep(h.to_f32() + low.to_f32() + high.to_f32());
+    k.comment("double precision");
+    let [d, e] = [a.widen(), n.to_f64()];
+    for v in [
+        d + e,
+        d - e,
+        d * e,
+        d / e,
+        -d,
+        d.mul_add(e, 1.5),
+        d.min(e).max(-1.0),
+        Real::sqrt(d),
+        Real::abs(d),
+        Real::exp(d),
+        Real::ln(d),
+        d.lt(e).select(d, e),
+        Real::is_nan(d).select(0.0, d),
+        s.to_f64(),
+        d.round_to_s32().to_f64(),
+        d.to_u64_bits().to_f64_bits(),
+    ] {
+        keep(v.narrow());
+    }
     pair.to_f32().into_iter().for_each(keep);
     halves.at(t).store(a.to_bf16());
     halves.at(t).store(p.select(h, low));

@@ -24,6 +24,7 @@ mod arithmetic;
 mod assembler;
 mod control;
 mod copy;
+mod double;
 mod float;
 mod floats;
 #[cfg(test)]
@@ -46,7 +47,7 @@ pub use mbarrier::{Mbarrier, Mbarriers};
 pub use memory::{Cluster, Global, Pointer, Shared, Space, TensorMap};
 pub use real::Fast;
 pub use shared::{CHUNK_BYTES, Layout, Position, Tile, Tiles};
-pub use types::{Arithmetic, B16, B32, B64, Bf16, Bf16x2, F32, Pred, S32, Type, U8, U32, U64};
+pub use types::{Arithmetic, B16, B32, B64, Bf16, Bf16x2, F32, F64, Pred, S32, Type, U8, U32, U64};
 pub use value::{Condition, Facts, IntoValue, Value, Variable};
 pub use warp::Scope;
 

@@ -14,15 +14,17 @@ pub enum Class {
     Bits32,
     Bits64,
     Float32,
+    Float64,
 }
 
 impl Class {
-    pub(super) const ALL: [Class; 5] = [
+    pub(super) const ALL: [Class; 6] = [
         Class::Predicate,
         Class::Bits16,
         Class::Bits32,
         Class::Bits64,
         Class::Float32,
+        Class::Float64,
     ];
 
     /// What register names of this class start with, after `%`.
@@ -33,6 +35,7 @@ impl Class {
             Class::Bits32 => "r",
             Class::Bits64 => "d",
             Class::Float32 => "f",
+            Class::Float64 => "fd",
         }
     }
 
@@ -44,6 +47,7 @@ impl Class {
             Class::Bits32 => "b32",
             Class::Bits64 => "b64",
             Class::Float32 => "f32",
+            Class::Float64 => "f64",
         }
     }
 }
@@ -130,6 +134,8 @@ types! {
     B64: Bits64, "b64", 8, |bits| format!("{bits:#018x}");
     U64: Bits64, "u64", 8, |bits| bits.to_string();
     F32: Float32, "f32", 4, |bits| format!("0f{:08X}", bits as u32);
+    /// For sums and differences that f32 has too few digits for, where few of them are taken.
+    F64: Float64, "f64", 8, |bits| format!("0d{bits:016X}");
 }
 
 macro_rules! bits {
@@ -193,41 +199,42 @@ integers! {
 }
 
 /// Rounded to nearest, as Rust computes constants too: a constant folds to the bits that the device would produce.
-impl Arithmetic for F32 {
-    const ADD: &'static str = "rn.f32";
-    const MUL: &'static str = "rn.f32";
-    const MULTIPLY_ADD: &'static str = "fma.rn.f32";
-    const ZERO: u64 = 0;
-    const ONE: u64 = 0x3F80_0000;
-    const FOLDS_IDENTITIES: bool = false;
+macro_rules! floats {
+    ($($name:ident = $rust:ident, $suffix:literal, $one:literal, $from_bits:expr, $to_bits:expr;)*) => { $(
+        impl Arithmetic for $name {
+            const ADD: &'static str = $suffix;
+            const MUL: &'static str = $suffix;
+            const MULTIPLY_ADD: &'static str = concat!("fma.", $suffix);
+            const ZERO: u64 = 0;
+            const ONE: u64 = $one;
+            const FOLDS_IDENTITIES: bool = false;
 
-    fn add(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a) + from_bits(b))
-    }
-    fn sub(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a) - from_bits(b))
-    }
-    fn mul(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a) * from_bits(b))
-    }
-    fn mul_add(a: u64, b: u64, c: u64) -> u64 {
-        to_bits(from_bits(a).mul_add(from_bits(b), from_bits(c)))
-    }
-    fn div(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a) / from_bits(b))
-    }
-    fn min(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a).min(from_bits(b)))
-    }
-    fn max(a: u64, b: u64) -> u64 {
-        to_bits(from_bits(a).max(from_bits(b)))
-    }
+            fn add(a: u64, b: u64) -> u64 {
+                $to_bits($from_bits(a) + $from_bits(b))
+            }
+            fn sub(a: u64, b: u64) -> u64 {
+                $to_bits($from_bits(a) - $from_bits(b))
+            }
+            fn mul(a: u64, b: u64) -> u64 {
+                $to_bits($from_bits(a) * $from_bits(b))
+            }
+            fn mul_add(a: u64, b: u64, c: u64) -> u64 {
+                $to_bits($rust::mul_add($from_bits(a), $from_bits(b), $from_bits(c)))
+            }
+            fn div(a: u64, b: u64) -> u64 {
+                $to_bits($from_bits(a) / $from_bits(b))
+            }
+            fn min(a: u64, b: u64) -> u64 {
+                $to_bits($rust::min($from_bits(a), $from_bits(b)))
+            }
+            fn max(a: u64, b: u64) -> u64 {
+                $to_bits($rust::max($from_bits(a), $from_bits(b)))
+            }
+        }
+    )* };
 }
 
-fn from_bits(bits: u64) -> f32 {
-    f32::from_bits(bits as u32)
-}
-
-fn to_bits(x: f32) -> u64 {
-    u64::from(x.to_bits())
+floats! {
+    F32 = f32, "rn.f32", 0x3F80_0000, |bits: u64| f32::from_bits(bits as u32), |x: f32| u64::from(x.to_bits());
+    F64 = f64, "rn.f64", 0x3FF0_0000_0000_0000, f64::from_bits, f64::to_bits;
 }

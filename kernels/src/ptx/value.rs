@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::assembler::Assembler;
 use super::text::Operand;
-use super::types::{B16, B32, B64, F32, Pred, S32, Type, U32, U64};
+use super::types::{B16, B32, B64, F32, F64, Pred, S32, Type, U32, U64};
 
 /// What is known of an unsigned integer when the kernel is written: enough to prove that an address is aligned and that
 /// it lies inside a tile.
@@ -326,6 +326,7 @@ constants! {
     i32 => S32: |x| u64::from(x as u32);
     u64 => U64: |x| x;
     f32 => F32: |x| u64::from(x.to_bits());
+    f64 => F64: f64::to_bits;
     u32 => B32: u64::from;
     u64 => B64: |x| x;
     u16 => B16: u64::from;
