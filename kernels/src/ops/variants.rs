@@ -164,6 +164,8 @@ table![
     super::softmax::ptx::Backward,
     super::split::ptx::Narrow,
     super::timestep_embedding::ptx::Forward,
+    super::variational_bound::ptx::Forward,
+    super::variational_bound::ptx::Backward,
     super::group_norm::ptx::forward::Moments,
     super::group_norm::ptx::forward::Merge,
     super::group_norm::ptx::forward::Apply,
