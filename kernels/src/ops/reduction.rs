@@ -1,6 +1,6 @@
 //! Sums and maxima over the threads of a warp or a CTA, always in the same order.
 
-use crate::ptx::{Assembler, F32, Value};
+use crate::ptx::{Assembler, F32, F64, Value};
 
 /// What is done with the numbers of all threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,4 +48,29 @@ pub fn over_cta<'k>(k: &'k Assembler, fold: Fold, x: Value<'k, F32>) -> Value<'k
     (1..warps).fold(first, |total, warp| {
         fold.apply(total, results.at(warp).load())
     })
+}
+
+/// The sum over the threads of a CTA of whole warps along x, which must all be there; thread 0 gets it, the others
+/// something else.
+pub fn sum_f64_over_cta<'k>(k: &'k Assembler, x: Value<'k, F64>) -> Value<'k, F64> {
+    let threads = k.block()[0];
+    let shared = k.shared_array::<F64>(threads);
+    let own = shared.at(k.thread_x());
+    own.store(x);
+    k.barrier();
+    k.comment("every 32nd number, then the lanes' sums");
+    let sum = k.variable(x);
+    k.if_(k.warp().eq(0), || {
+        for i in (32..threads).step_by(32) {
+            sum.set(sum + own.at(i).load());
+        }
+        own.store(sum);
+        k.warp_barrier();
+        k.if_(k.lane().eq(0), || {
+            for i in 1..32u32 {
+                sum.set(sum + shared.at(i).load());
+            }
+        });
+    });
+    sum.get()
 }

@@ -17,6 +17,7 @@ pub enum Operand {
     In(Vec<u8>),
     Absent,
     U32(u32),
+    U64(u64),
     F32(f32),
 }
 
@@ -47,6 +48,7 @@ pub fn with_arguments<R>(
             (Operand::InOut(_), Some(written)) => Argument::Update(written),
             (Operand::In(bytes), _) => Argument::Read(bytes),
             (Operand::U32(x), _) => Argument::U32(*x),
+            (Operand::U64(x), _) => Argument::U64(*x),
             (Operand::F32(x), _) => Argument::F32(*x),
             _ => Argument::Null,
         })

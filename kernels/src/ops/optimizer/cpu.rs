@@ -1,5 +1,6 @@
 //! The optimiser on the CPU.
 
+use super::step::Step;
 use super::{Decay, Run, StepScalars};
 use crate::parallel::{self, Disjoint};
 use crate::simd::{LANES, fold_lanes};
@@ -85,49 +86,9 @@ pub fn update<T: Float>(arenas: Arenas<T>, scalars: &StepScalars, runs: &[Run]) 
                 v,
                 ema,
             };
-            update_leaf(arenas, Step::new(scalars, run.decay == Decay::Yes));
+            update_leaf(arenas, Step::new(scalars, run.decay));
         }
     });
-}
-
-/// The scalars as an element needs them.
-#[derive(Clone, Copy)]
-struct Step<T> {
-    gradient_scale: T,
-    keep: T,
-    one_minus_beta1: T,
-    beta2: T,
-    one_minus_beta2: T,
-    inverse_root_bias2: T,
-    eps: T,
-    step_size: T,
-    one_minus_ema: T,
-}
-
-impl<T: Float> Step<T> {
-    fn new(s: &StepScalars, decays: bool) -> Step<T> {
-        let decay = if decays { s.weight_decay } else { 0.0 };
-        Step {
-            gradient_scale: T::from_f64(s.gradient_scale),
-            keep: T::from_f64(1.0 - s.learning_rate * decay),
-            one_minus_beta1: T::from_f64(1.0 - s.beta1),
-            beta2: T::from_f64(s.beta2),
-            one_minus_beta2: T::from_f64(1.0 - s.beta2),
-            inverse_root_bias2: T::from_f64(1.0 / s.bias_correction2.sqrt()),
-            eps: T::from_f64(s.eps),
-            step_size: T::from_f64(s.learning_rate / s.bias_correction1),
-            one_minus_ema: T::from_f64(1.0 - s.ema_decay),
-        }
-    }
-
-    #[inline(always)]
-    fn element(&self, p: &mut T, g: T, m: &mut T, v: &mut T) {
-        let g = g * self.gradient_scale;
-        *m = self.one_minus_beta1.mul_add(g - *m, *m);
-        *v = (self.one_minus_beta2 * g).mul_add(g, self.beta2 * *v);
-        let denominator = v.sqrt().mul_add(self.inverse_root_bias2, self.eps);
-        *p = *p * self.keep - self.step_size * (*m / denominator);
-    }
 }
 
 multiversion! {
@@ -156,13 +117,13 @@ multiversion! {
         match ema {
             Some(ema) => {
                 for ((p, ((&g, m), v)), ema) in elements.zip(ema) {
-                    step.element(p, g, m, v);
-                    *ema = step.one_minus_ema.mul_add(*p - *ema, *ema);
+                    [*p, *m, *v] = step.element(*p, g, *m, *v);
+                    *ema = step.average(*ema, *p);
                 }
             }
             None => {
                 for (p, ((&g, m), v)) in elements {
-                    step.element(p, g, m, v);
+                    [*p, *m, *v] = step.element(*p, g, *m, *v);
                 }
             }
         }

@@ -2,6 +2,10 @@
 
 mod cpu;
 pub mod muon;
+pub mod ptx;
+mod step;
+#[cfg(test)]
+mod tests;
 
 pub use cpu::{Arenas, gradient_norm, update};
 
@@ -79,4 +83,59 @@ pub struct StepScalars {
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + 1e-6);
     if factor > 1.0 { 1.0 } else { factor }
+}
+
+/// [`StepScalars`] as GPU kernels read them: written to device memory before every step, so that a captured step replays
+/// with new values. The gradient's scale is not among them: a kernel computes it from the norm.
+///
+/// Each is computed in f64 and rounded once to f32, which is what the CPU's update of f32 arenas does: given the same
+/// gradient scale, both update to the same bits. Against the CPU's update in f64, with u = 2⁻²⁴, d = g − m for the scaled
+/// gradient g, and s = step size · (|m| + |d|) / (√v / √bias₂ + eps), one step's error is, to first order, at most
+/// 5u·(|m| + |d|) for the first moment, 7u·v for the second, e = 3u·|p| + 16u·s for the parameter, and e + 3u·(|ema| + |p|)
+/// for the average: half a unit for each scalar and each operation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct UpdateScalars {
+    /// Gradients of a larger norm are scaled down to this one.
+    pub max_norm: f64,
+    /// What weight decay leaves of a parameter, where there is any.
+    pub keep: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    /// 1 / √(1 − β₂ᵗ).
+    pub inverse_root_bias2: f32,
+    pub eps: f32,
+    /// The learning rate over 1 − β₁ᵗ.
+    pub step_size: f32,
+    pub one_minus_ema: f32,
+}
+
+impl UpdateScalars {
+    /// All but the gradient's scale, in place of which the kernels have the largest norm.
+    pub fn new(scalars: &StepScalars, max_norm: f64) -> UpdateScalars {
+        let step = step::Step::<f32>::new(scalars, Decay::Yes);
+        UpdateScalars {
+            max_norm,
+            keep: step.keep,
+            one_minus_beta1: step.one_minus_beta1,
+            beta2: step.beta2,
+            one_minus_beta2: step.one_minus_beta2,
+            inverse_root_bias2: step.inverse_root_bias2,
+            eps: step.eps,
+            step_size: step.step_size,
+            one_minus_ema: step.one_minus_ema,
+        }
+    }
+}
+
+/// What the GPU finds out about a step's gradient before it updates; in device memory, to be read back after the step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Clip {
+    pub norm: f64,
+    /// [`clip_factor`]; NaN where the norm is not finite, which makes the update leave everything as it is.
+    pub gradient_scale: f32,
+    /// Nothing.
+    pub padding: u32,
 }
