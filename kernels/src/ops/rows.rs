@@ -12,8 +12,8 @@ use crate::ptx::{
 };
 use crate::real::Real;
 
-/// Threads of a CTA.
-pub const THREADS: u32 = 256;
+pub use crate::ops::elementwise::THREADS;
+
 /// The most blocks of rows: two for each multiprocessor of the largest GPUs.
 const MOST_BLOCKS: usize = 264;
 /// The least rows of a block. What a block writes for each column is at most 5 % of what it then reads and writes.
@@ -77,6 +77,45 @@ impl Team {
         }
     }
 }
+
+/// What is alike in every [`Variant`] of this module's kernels: one variant for each value of a field that has `all` and
+/// `name`, such as [`Rows`], and where they accumulate for each [`Accum`](crate::Accum).
+macro_rules! variants {
+    ($field:ident: $kind:ty) => {
+        fn all() -> Vec<Self> {
+            let all = <$kind>::all().into_iter();
+            all.map(|$field| Self { $field }).collect()
+        }
+
+        fn label(&self) -> String {
+            self.$field.name()
+        }
+
+        $crate::ops::rows::variants!();
+    };
+    ($field:ident: $kind:ty, accum) => {
+        fn all() -> Vec<Self> {
+            let pair = |$field| $crate::Accum::ALL.map(|accum| Self { $field, accum });
+            <$kind>::all().into_iter().flat_map(pair).collect()
+        }
+
+        fn label(&self) -> String {
+            format!("{}_{}", self.$field.name(), self.accum.name())
+        }
+
+        $crate::ops::rows::variants!();
+    };
+    () => {
+        fn arch(&self) -> $crate::launch::Arch {
+            $crate::launch::Arch::Sm80
+        }
+
+        fn block(&self) -> [u32; 3] {
+            [$crate::ops::rows::THREADS, 1, 1]
+        }
+    };
+}
+pub(crate) use variants;
 
 /// How a kernel treats rows: a part of its variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

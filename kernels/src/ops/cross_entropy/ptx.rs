@@ -1,7 +1,6 @@
 //! Cross-entropy on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::reduction::Fold;
@@ -59,24 +58,7 @@ impl Backward {
 impl Variant for Forward {
     const KERNEL: &'static str = "cross_entropy/forward";
 
-    fn all() -> Vec<Forward> {
-        Rows::all()
-            .into_iter()
-            .map(|rows| Forward { rows })
-            .collect()
-    }
-
-    fn label(&self) -> String {
-        self.rows.name()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [rows::THREADS, 1, 1]
-    }
+    rows::variants!(rows: Rows);
 
     fn write(&self, k: &Assembler) {
         let storage = self.rows.access.storage;
@@ -114,22 +96,7 @@ impl Variant for Forward {
 impl Variant for Backward {
     const KERNEL: &'static str = "cross_entropy/backward";
 
-    fn all() -> Vec<Backward> {
-        let pair = |access| Accum::ALL.map(|accum| Backward { access, accum });
-        Access::all().into_iter().flat_map(pair).collect()
-    }
-
-    fn label(&self) -> String {
-        format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [THREADS, 1, 1]
-    }
+    rows::variants!(access: Access, accum);
 
     fn write(&self, k: &Assembler) {
         let Access { storage, span } = self.access;

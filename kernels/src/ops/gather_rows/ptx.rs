@@ -1,9 +1,9 @@
 //! Row selection on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
+use crate::ops::rows;
 use crate::ops::spans::{Access, for_each_span};
 use crate::ops::variants::{Refused, Variant, count};
 use crate::ptx::{Assembler, S32, Storage, U32, Value};
@@ -75,22 +75,7 @@ impl Backward {
 impl Variant for Forward {
     const KERNEL: &'static str = "gather_rows/forward";
 
-    fn all() -> Vec<Forward> {
-        let all = Access::all().into_iter();
-        all.map(|access| Forward { access }).collect()
-    }
-
-    fn label(&self) -> String {
-        self.access.name()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [THREADS, 1, 1]
-    }
+    rows::variants!(access: Access);
 
     fn write(&self, k: &Assembler) {
         let Access { storage, span } = self.access;
@@ -119,22 +104,7 @@ impl Variant for Forward {
 impl Variant for Backward {
     const KERNEL: &'static str = "gather_rows/backward";
 
-    fn all() -> Vec<Backward> {
-        let pair = |access| Accum::ALL.map(|accum| Backward { access, accum });
-        Access::all().into_iter().flat_map(pair).collect()
-    }
-
-    fn label(&self) -> String {
-        format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [THREADS, 1, 1]
-    }
+    rows::variants!(access: Access, accum);
 
     fn write(&self, k: &Assembler) {
         let Access { storage, span } = self.access;

@@ -1,10 +1,9 @@
 //! Softmax on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::geometry::Call;
 use crate::ops::reduction::Fold;
-use crate::ops::rows::{Rows, THREADS, exp};
+use crate::ops::rows::{self, Rows, exp};
 use crate::ops::variants::{Refused, Variant};
 use crate::ptx::{Assembler, F32, IntoValue, Storage, Value};
 
@@ -49,24 +48,7 @@ impl Backward {
 impl Variant for Forward {
     const KERNEL: &'static str = "softmax/forward";
 
-    fn all() -> Vec<Forward> {
-        Rows::all()
-            .into_iter()
-            .map(|rows| Forward { rows })
-            .collect()
-    }
-
-    fn label(&self) -> String {
-        self.rows.name()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [THREADS, 1, 1]
-    }
+    rows::variants!(rows: Rows);
 
     fn write(&self, k: &Assembler) {
         let storage = self.rows.access.storage;
@@ -97,22 +79,7 @@ impl Variant for Forward {
 impl Variant for Backward {
     const KERNEL: &'static str = "softmax/backward";
 
-    fn all() -> Vec<Backward> {
-        let pair = |rows| Accum::ALL.map(|accum| Backward { rows, accum });
-        Rows::all().into_iter().flat_map(pair).collect()
-    }
-
-    fn label(&self) -> String {
-        format!("{}_{}", self.rows.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
-    fn block(&self) -> [u32; 3] {
-        [THREADS, 1, 1]
-    }
+    rows::variants!(rows: Rows, accum);
 
     fn write(&self, k: &Assembler) {
         let storage = self.rows.access.storage;
