@@ -3,12 +3,12 @@
 use super::super::error::Outcome;
 use super::super::parse::Operand;
 use super::super::parse::types::Type;
+use super::Class;
 use super::decode::{Decoder, Place, width_of};
 use super::modifiers::Modifiers;
 use super::op::{
     AtomicOp, Int2, MemorySpace, Op, Order, SINK, ShflMode, Slot, Transfer, VoteMode, Width,
 };
-use super::{Class, PARAM_WINDOW};
 
 type Found = Outcome<Option<(Op, Class)>>;
 
@@ -133,7 +133,8 @@ impl<'t> Decoder<'_, 't> {
                 let address = match self.place(name) {
                     Some(Place::Shared(address)) => u64::from(address),
                     Some(Place::Global(address) | Place::Const(address)) => address,
-                    Some(Place::Param(offset, _)) => PARAM_WINDOW + u64::from(offset),
+                    // Of the parameters' own space, as of the others: `cvta.param` makes it generic.
+                    Some(Place::Param(offset, _)) => u64::from(offset),
                     None => 0,
                 };
                 let wide = kind.bytes() == 8;

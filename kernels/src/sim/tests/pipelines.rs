@@ -212,7 +212,9 @@ const HOPPER: &str = "
     .shared .align 8 .b8 empty[16];
     ld.param.u64 %d0, [out];
     mov.u64 %d2, map_a;
+    cvta.param.u64 %d2, %d2;
     mov.u64 %d3, map_b;
+    cvta.param.u64 %d3, %d3;
     mov.u32 %r0, %tid.x;
     mov.u32 %r1, stages;
     mov.u32 %r2, full;
@@ -406,6 +408,7 @@ fn boxes_beyond_the_tensor_are_zero_and_swizzled() {
         .shared .align 8 .b8 full[8];
         ld.param.u64 %d0, [out];
         mov.u64 %d2, map;
+        cvta.param.u64 %d2, %d2;
         mov.u32 %r0, %tid.x;
         mov.u32 %r1, tile;
         mov.u32 %r2, full;
