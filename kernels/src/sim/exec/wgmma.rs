@@ -1,11 +1,12 @@
 //! `wgmma`: asynchronous matrix products of a warpgroup, whose operands lie in shared memory.
 //!
 //! Each warp of the group computes its own sixteen rows. A product is carried out when it is waited for, from what
-//! shared memory holds then; that this is what it held at the issue, the race rules see to.
+//! shared memory holds then; that nobody has written there since the issue is checked.
 
 use super::super::Completion;
 use super::super::error::{Fault, Outcome, Rule};
 use super::super::matrix::{Parts, multiply_add};
+use super::super::memory::shared::LastWrite;
 use super::super::program::SHARED_BASE;
 use super::super::program::op::{Op, Slot, Wgmma, WgmmaA};
 use super::access::Target;
@@ -23,6 +24,19 @@ pub struct PendingWgmma {
     scale_d: bool,
     /// Already carried out, where completion is early.
     done: bool,
+    /// What brought the operands to shared memory, as of the issue.
+    writes: Vec<LastWrite>,
+}
+
+/// What a warp's part of a product reads.
+struct Operands {
+    /// A's sixteen rows of this warp, row-major, and which of them are valid.
+    a: Vec<u16>,
+    a_valid: Vec<bool>,
+    /// B by k, and which columns are valid.
+    b: Vec<u16>,
+    b_valid: Vec<bool>,
+    writes: Vec<LastWrite>,
 }
 
 impl PendingWgmma {
@@ -137,8 +151,9 @@ impl Machine<'_> {
             b,
             scale_d: scale & mask != 0,
             done: false,
+            writes: Vec::new(),
         };
-        self.operands(warp, wgmma, &pending)?;
+        pending.writes = self.operands(warp, wgmma, &pending)?.writes;
         if self.context.completion == Completion::Early {
             self.carry_out(warp, wgmma, &pending)?;
             pending.done = true;
@@ -163,7 +178,8 @@ impl Machine<'_> {
                 continue;
             };
             if product.done {
-                self.operands(warp, wgmma, &product)?;
+                let operands = self.operands(warp, wgmma, &product)?;
+                self.unwritten(warp, &product, &operands)?;
             } else {
                 self.carry_out(warp, wgmma, &product)?;
             }
@@ -175,15 +191,30 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// A's sixteen rows of this warp (row-major) and B (by k), with the rows and columns that are valid.
-    #[allow(clippy::type_complexity)] // two matrices and what is known of them
+    /// Refuses operands that were written again since the issue: whoever wrote knew of the issue, not of its end.
+    fn unwritten(&self, warp: &Warp, pending: &PendingWgmma, operands: &Operands) -> Outcome {
+        let mut pairs = pending.writes.iter().zip(&operands.writes);
+        match pairs.find(|(before, now)| before != now) {
+            None => Ok(()),
+            Some((_, now)) => {
+                let why = format!(
+                    "line {} wrote shared memory that the wgmma at line {} reads, before that one was waited for",
+                    self.line(now.pc),
+                    pending.line
+                );
+                Err(self.fault(warp, Rule::Race, !0, why))
+            }
+        }
+    }
+
     fn operands(
         &mut self,
         warp: &mut Warp,
         wgmma: &Wgmma,
         pending: &PendingWgmma,
-    ) -> Outcome<(Vec<u16>, Vec<bool>, Vec<u16>, Vec<bool>)> {
+    ) -> Outcome<Operands> {
         let n = wgmma.n as usize;
+        let mut writes = Vec::new();
         let (a, a_valid) = match (wgmma.a, pending.a) {
             (WgmmaA::Registers(slots), _) => {
                 let (mut a, mut valid) = (vec![0; 256], vec![true; 16]);
@@ -201,28 +232,43 @@ impl Machine<'_> {
             }
             (WgmmaA::Descriptor(_), bits) => {
                 let first = warp.index % 4 * 16;
-                self.gather(warp, bits.unwrap_or(0), first, 16, wgmma.transpose_a)?
+                let bits = bits.unwrap_or(0);
+                self.gather(
+                    warp,
+                    bits,
+                    first..first + 16,
+                    wgmma.transpose_a,
+                    &mut writes,
+                )?
             }
         };
-        let (b_rows, b_valid) = self.gather(warp, pending.b, 0, wgmma.n, wgmma.transpose_b)?;
+        let transpose = wgmma.transpose_b;
+        let (b_rows, b_valid) = self.gather(warp, pending.b, 0..wgmma.n, transpose, &mut writes)?;
         let mut b = vec![0; 16 * n];
         for j in 0..n {
             for k in 0..16 {
                 b[k * n + j] = b_rows[j * 16 + k];
             }
         }
-        Ok((a, a_valid, b, b_valid))
+        Ok(Operands {
+            a,
+            a_valid,
+            b,
+            b_valid,
+            writes,
+        })
     }
 
-    /// `count` rows from `first` of 16 elements each.
+    /// Rows of 16 elements each; adds what wrote them to `writes`.
     fn gather(
         &mut self,
         warp: &Warp,
         bits: u64,
-        first: u32,
-        count: u32,
+        rows: std::ops::Range<u32>,
         transpose: bool,
+        writes: &mut Vec<LastWrite>,
     ) -> Outcome<(Vec<u16>, Vec<bool>)> {
+        let (first, count) = (rows.start, rows.len() as u32);
         let descriptor = match Descriptor::new(bits) {
             Ok(descriptor) => descriptor,
             Err(why) => return Err(self.fault(warp, Rule::Protocol, !0, why)),
@@ -246,6 +292,7 @@ impl Machine<'_> {
                         let lane = warp.active.trailing_zeros() as usize % 32;
                         let target = Target::Shared(warp.cta, offset);
                         let known = self.note_read(warp, lane, target, 16, false, true)?;
+                        writes.extend(self.ctas[warp.cta].shared.last_writes(offset, 16));
                         checked.insert(chunk, known);
                         known
                     }
@@ -259,7 +306,15 @@ impl Machine<'_> {
     }
 
     fn carry_out(&mut self, warp: &mut Warp, wgmma: &Wgmma, pending: &PendingWgmma) -> Outcome {
-        let (mut a, a_valid, mut b, b_valid) = self.operands(warp, wgmma, pending)?;
+        let operands = self.operands(warp, wgmma, pending)?;
+        self.unwritten(warp, pending, &operands)?;
+        let Operands {
+            mut a,
+            a_valid,
+            mut b,
+            b_valid,
+            ..
+        } = operands;
         let n = wgmma.n as usize;
         for (negate, values) in [(wgmma.negate_a, &mut a), (wgmma.negate_b, &mut b)] {
             if negate {

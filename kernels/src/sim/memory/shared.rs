@@ -22,6 +22,14 @@ const ATOMIC: u16 = 4;
 /// By the asynchronous proxy.
 const ASYNC: u16 = 8;
 
+/// Who wrote a granule last, when, and by which instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastWrite {
+    stamp: Stamp,
+    thread: u16,
+    pub pc: u32,
+}
+
 /// The last reads of a granule by one warp.
 #[derive(Clone, Copy, Debug, Default)]
 struct Read {
@@ -118,6 +126,16 @@ impl SharedMemory {
     #[inline]
     fn cells(&self, offset: usize, bytes: usize) -> std::ops::Range<usize> {
         offset >> self.shift..((offset + bytes - 1) >> self.shift) + 1
+    }
+
+    /// The last write of each granule.
+    pub fn last_writes(&self, offset: usize, bytes: usize) -> impl Iterator<Item = LastWrite> {
+        let written = &self.written[self.cells(offset, bytes)];
+        written.iter().map(|written| LastWrite {
+            stamp: written.stamp,
+            thread: written.thread,
+            pc: written.pc,
+        })
     }
 
     #[inline]
