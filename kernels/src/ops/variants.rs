@@ -126,6 +126,7 @@ table![
     super::unary::ptx::Backward,
     super::matmul::ptx::Product,
     super::matmul::ptx::parts::Merge,
+    super::matmul::ptx::hopper::WarpGroups,
     super::random::ptx::Fill,
     super::attention::ptx::Forward,
     super::attention::ptx::backward::Delta,

@@ -2,7 +2,7 @@
 //! launch's inputs.
 
 use super::gpu::{decode, encode, run_plan};
-use crate::launch::Argument;
+use crate::launch::{Argument, TensorMap};
 use crate::ops::variants::{Plan, Variant};
 use crate::ptx::Storage;
 use crate::sim::Profile;
@@ -18,6 +18,7 @@ pub enum Operand {
     Absent,
     U32(u32),
     U64(u64),
+    TensorMap(TensorMap),
     F32(f32),
 }
 
@@ -50,6 +51,7 @@ pub fn with_arguments<R>(
             (Operand::U32(x), _) => Argument::U32(*x),
             (Operand::U64(x), _) => Argument::U64(*x),
             (Operand::F32(x), _) => Argument::F32(*x),
+            (Operand::TensorMap(map), _) => Argument::TensorMap(map.clone()),
             _ => Argument::Null,
         })
         .collect();

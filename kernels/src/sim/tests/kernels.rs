@@ -5,10 +5,11 @@ use half::bf16;
 use super::pipelines::survivors;
 use super::*;
 use crate::Accum;
+use crate::ops::matmul::ptx::hopper::WarpGroups;
 use crate::ops::matmul::ptx::{Buffers, Product, config};
 use crate::ops::matmul::{Activation, Matmul};
 use crate::ops::variants;
-use crate::ptx::Storage;
+use crate::ptx::{Assembled, Storage};
 use crate::sim::parse;
 use crate::sim::program;
 
@@ -52,15 +53,24 @@ fn product(storage: Storage, transpose_b: bool) -> Matmul {
 
 fn gemm_survivors(storage: Storage, transpose_b: bool) -> Vec<String> {
     let d = product(storage, transpose_b);
-    let values = |n: usize, step: usize| -> Vec<f32> {
-        (0..n).map(|i| (i * step % 5) as f32 - 2.0).collect()
-    };
-    let (a, b) = (values(d.m * d.k, 3), values(d.k * d.n, 7));
     let plan = match config(&d, storage, Accum::Replace, Arch::Sm80) {
         Ok(plan) => plan,
         Err(refused) => panic!("{refused}"),
     };
-    let (assembled, launch) = plan.assemble();
+    product_survivors(&d, storage, plan.assemble(), Product::arguments)
+}
+
+/// The survivors among a product's mutants, once it has given exact results.
+fn product_survivors(
+    d: &Matmul,
+    storage: Storage,
+    (assembled, launch): (Assembled, Launch),
+    arguments: for<'a> fn(&Matmul, Buffers<'a>) -> Vec<Argument<'a>>,
+) -> Vec<String> {
+    let values = |n: usize, step: usize| -> Vec<f32> {
+        (0..n).map(|i| (i * step % 5) as f32 - 2.0).collect()
+    };
+    let (a, b) = (values(d.m * d.k, 3), values(d.k * d.n, 7));
     let (a_bytes, b_bytes) = (encode(storage, &a), encode(storage, &b));
     let go = |kernel: &Kernel, options: &Options| {
         let mut c = vec![0; d.m * d.n * storage.bytes() as usize];
@@ -72,7 +82,7 @@ fn gemm_survivors(storage: Storage, transpose_b: bool) -> Vec<String> {
             bias: Argument::Null,
             residual: Argument::Null,
         };
-        let mut arguments = Product::arguments(&d, buffers);
+        let mut arguments = arguments(d, buffers);
         run(kernel, &launch, &mut arguments, options)?;
         drop(arguments);
         Ok(c)
@@ -82,7 +92,7 @@ fn gemm_survivors(storage: Storage, transpose_b: bool) -> Vec<String> {
     for i in 0..d.m {
         for j in 0..d.n {
             let at = |k: usize| {
-                if transpose_b {
+                if d.transpose_b {
                     j * d.k + k
                 } else {
                     k * d.n + j
@@ -98,6 +108,28 @@ fn gemm_survivors(storage: Storage, transpose_b: bool) -> Vec<String> {
         }
     }
     survivors(&assembled.kernel, go)
+}
+
+/// With slices of both directions: of a along k, of b across it.
+#[test]
+fn every_mutant_of_the_warp_group_product_is_caught() {
+    let d = Matmul {
+        k: 6 * 64 + 8,
+        ..product(Storage::Bf16, false)
+    };
+    let plan = match WarpGroups::config(&d, Accum::Replace) {
+        Ok(plan) => plan,
+        Err(refused) => panic!("{refused}"),
+    };
+    // Registers per thread are the hardware's to share out: without setmaxnreg the kernel is only slower.
+    let unneeded = [
+        "setmaxnreg.dec.sync.aligned.u32 40;",
+        "setmaxnreg.inc.sync.aligned.u32 232;",
+    ];
+    assert_eq!(
+        product_survivors(&d, Storage::Bf16, plan.assemble(), WarpGroups::arguments),
+        unneeded
+    );
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! deep, in whichever order they are stored; nothing is transposed in memory. bf16 multiplies on tensor cores
 //! ([`tensor`]), f32 with fused multiply-adds ([`scalar`]), never rounded to TF32. The sums leave through the
 //! [`epilogue`], which applies bias, activation and residual while they are in f32. A deep product of few tiles is cut
-//! along k ([`parts`]), so that it still fills a GPU.
+//! along k ([`parts`]), so that it still fills a GPU. What Hopper does otherwise is in [`hopper`].
 
 pub(in crate::ops) mod epilogue;
+pub mod hopper;
 pub(in crate::ops) mod operand;
 pub mod parts;
 pub(in crate::ops) mod scalar;

@@ -1,3 +1,4 @@
+use super::hopper::WarpGroups;
 use super::*;
 use crate::Float;
 use crate::ops::variants;
@@ -165,7 +166,36 @@ fn check(d: &Matmul, plan: &Plan<Product>, fused: Fused) -> Profile {
 
 /// Runs plans on the simulated GPU and judges what they wrote; gives the last one's profile.
 fn check_plans(d: &Matmul, plans: &InParts<Product>, fused: Fused) -> Profile {
-    let storage = plans.product.plan.variant.storage;
+    let Call { plan, numbers } = &plans.product;
+    let numbers = numbers.iter().map(|&n| Bytes::U32(n));
+    let numbers: Vec<Bytes> = numbers.collect();
+    let name = plan.variant.name();
+    judge(d, plan.variant.storage, fused, &name, |buffers| {
+        let Some(merge) = &plans.merge else {
+            return simulate(plan, &[buffers.to_vec(), numbers].concat());
+        };
+        let [c, pre, a, b, bias, residual] = buffers;
+        let partials = Bytes::Out(plans.partials * 4);
+        let nothing = || Bytes::Absent;
+        let operands = vec![partials, nothing(), a, b, nothing(), nothing()];
+        let (mut written, _) = simulate(plan, &[operands, numbers].concat());
+        let numbers = merge.numbers.iter().map(|&n| Bytes::U32(n));
+        let operands = vec![c, pre, Bytes::In(written.remove(0)), bias, residual];
+        simulate(
+            &merge.plan,
+            &operands.into_iter().chain(numbers).collect::<Vec<_>>(),
+        )
+    })
+}
+
+/// Judges what `run` makes of a launch's buffers: c, pre, a, b, bias and residual.
+fn judge(
+    d: &Matmul,
+    storage: Storage,
+    fused: Fused,
+    name: &str,
+    run: impl FnOnce([Bytes; 6]) -> (Vec<Vec<u8>>, Profile),
+) -> Profile {
     let matrices = |stride: usize, one: usize| (d.batch - 1) * stride + one;
     let outputs = d.batch * d.m * d.n;
     let sizes = [
@@ -190,32 +220,14 @@ fn check_plans(d: &Matmul, plans: &InParts<Product>, fused: Fused) -> Profile {
     let [a, b, bias, residual, old] = operands.map(|x| encode(storage, &x));
     let everything = fused == Fused::Everything;
     let optional = |x: Bytes| if everything { x } else { Bytes::Absent };
-    let (a, b) = (Bytes::In(a), Bytes::In(b));
     let c = match fused {
         Fused::Accumulation => Bytes::InOut(old),
         _ => Bytes::Out(size),
     };
     let pre = optional(Bytes::Out(size));
-    let others = [optional(Bytes::In(bias)), optional(Bytes::In(residual))];
-    let launch = |buffers: [Bytes; 4], others: &[Bytes], numbers: &[u32]| {
-        let numbers = numbers.iter().map(|&n| Bytes::U32(n));
-        let operands = buffers.into_iter().chain(others.to_vec());
-        operands.chain(numbers).collect::<Vec<_>>()
-    };
-    let Call { plan, numbers } = &plans.product;
-    let (written, profile) = match &plans.merge {
-        None => simulate(plan, &launch([c, pre, a, b], &others, numbers)),
-        Some(merge) => {
-            let (partials, absent) = (Bytes::Out(plans.partials * 4), Bytes::Absent);
-            let nothing = [absent.clone(), absent.clone()];
-            let operands = launch([partials, absent, a, b], &nothing, numbers);
-            let (mut written, _) = simulate(plan, &operands);
-            let [bias, residual] = others;
-            let buffers = [c, pre, Bytes::In(written.remove(0)), bias];
-            simulate(&merge.plan, &launch(buffers, &[residual], &merge.numbers))
-        }
-    };
-    let case = format!("{d:?} {fused:?} {}", plan.variant.name());
+    let [bias, residual] = [bias, residual].map(|x| optional(Bytes::In(x)));
+    let (written, profile) = run([c, pre, Bytes::In(a), Bytes::In(b), bias, residual]);
+    let case = format!("{d:?} {fused:?} {name}");
     let got = decode(storage, &written[0]);
     assert_within_budget(&case, storage, &got, &naive_c, &exact_c);
     if everything {
@@ -398,4 +410,81 @@ fn products_in_parts() {
             }
         }
     }
+}
+
+/// The same on Hopper.
+fn check_warp_groups(d: &Matmul, fused: Fused) -> Profile {
+    let accum = match fused {
+        Fused::Accumulation => Accum::Add,
+        _ => Accum::Replace,
+    };
+    let plan = WarpGroups::config(d, accum).expect("a product of whole chunks");
+    judge(d, Storage::Bf16, fused, &plan.variant.name(), |buffers| {
+        let numbers = WarpGroups::numbers(d).map(Bytes::U32);
+        let maps = WarpGroups::maps(d).map(Bytes::TensorMap);
+        let operands = buffers.into_iter().chain(numbers).chain(maps);
+        simulate(&plan, &operands.collect::<Vec<_>>())
+    })
+}
+
+#[test]
+fn warp_groups_multiply_all_transposes_and_tails() {
+    for transposes in TRANSPOSES {
+        for (m, n, k) in [(8, 8, 8), (72, 40, 24), (200, 136, 328)] {
+            check_warp_groups(&product(m, n, k, transposes), Fused::Nothing);
+        }
+    }
+    // Only what runs along a row is whole chunks.
+    check_warp_groups(&product(131, 8, 64, (false, true)), Fused::Nothing);
+    check_warp_groups(&product(136, 8, 67, (true, false)), Fused::Nothing);
+}
+
+#[test]
+fn warp_groups_take_batches_and_epilogues() {
+    for (a_stride, b_stride) in [(24 * 40, 0), (0, 40 * 16), (24 * 40 + 8, 40 * 16 + 16)] {
+        let d = Matmul {
+            batch: 3,
+            a_stride,
+            b_stride,
+            ..product(24, 16, 40, (false, true))
+        };
+        check_warp_groups(&d, Fused::Nothing);
+    }
+    check_warp_groups(&product(136, 136, 72, (false, false)), Fused::Accumulation);
+    for activation in Activation::ALL {
+        let d = Matmul {
+            activation,
+            ..product(70, 72, 40, (false, false))
+        };
+        check_warp_groups(&d, Fused::Everything);
+    }
+}
+
+#[test]
+fn warp_groups_read_each_slice_once_and_without_bank_conflicts() {
+    for transposes in TRANSPOSES {
+        let d = product(128, 128, 192, transposes);
+        let profile = check_warp_groups(&d, Fused::Nothing);
+        assert_eq!(profile.unique_read(), 2 * 2 * 128 * 192);
+        // Counted once by each warp that computes 16 rows of the product, tails included.
+        assert_eq!(profile.total().matrix_flops, 2 * 128 * 128 * 192);
+    }
+}
+
+#[test]
+fn what_tensor_maps_do_not_describe_is_refused() {
+    for d in [
+        product(64, 64, 0, (false, false)),
+        product(64, 63, 64, (false, false)),
+        product(64, 64, 63, (false, false)),
+        product(63, 64, 64, (true, false)),
+        product(64, 64, 63, (true, true)),
+    ] {
+        assert!(WarpGroups::config(&d, Accum::Replace).is_err(), "{d:?}");
+    }
+    let activated = Matmul {
+        activation: Activation::Gelu,
+        ..square(8)
+    };
+    assert!(WarpGroups::config(&activated, Accum::Add).is_err());
 }
