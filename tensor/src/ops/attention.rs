@@ -1,6 +1,7 @@
 //! Scaled dot-product attention with causal and key masks and added context keys.
 
-use kernels::ops::attention::{self as kernel, Gradients, ptx};
+use kernels::ops::attention::ptx::{self, backward::Accums};
+use kernels::ops::attention::{self as kernel, Gradients};
 
 use crate::check::{dispatch_float, slices_mut};
 use crate::gpu::{Arg, Gpu, statistics};
@@ -97,7 +98,7 @@ pub fn backward(
     let operands = Contiguous::new(operands)?;
     let dout = dout.contiguous()?;
     if let Some(gpu) = gpu {
-        return Err(gpu.missing("the gradient"));
+        return backward_on_gpu(&gpu, &d, gradients, &dout, output, &operands);
     }
     dispatch_float!(dtype, T => {
         let [dq, dk, dv, dcontext_k, dcontext_v] = slices_mut::<T, 5>(gradients)?;
@@ -114,6 +115,66 @@ pub fn backward(
             operands.mask()?,
         )
     });
+    Ok(())
+}
+
+/// [`backward`] with contiguous operands.
+fn backward_on_gpu(
+    gpu: &Gpu,
+    d: &kernel::Attention,
+    gradients: &mut [Option<(Tensor, Accum)>; 5],
+    dout: &Tensor,
+    output: &Output,
+    operands: &Contiguous,
+) -> Result<()> {
+    let accum = |i: usize| gradients[i].as_ref().map_or(Accum::Replace, |g| g.1);
+    let accums = Accums {
+        dq: accum(0),
+        dk: accum(1),
+        dv: accum(2),
+        dcontext_k: accum(3),
+        dcontext_v: accum(4),
+    };
+    let storage = gpu.storage(dout.dtype());
+    let launches = gpu.plan(ptx::backward::config(d, storage, accums, gpu.arch))?;
+    let mut delta = Tensor::uninit([launches.deltas], DType::F32, dout.device());
+    let read = [dout, &output.out].map(Arg::Read);
+    gpu.call(
+        &launches.delta,
+        [Arg::Write(&mut delta)].into_iter().chain(read),
+    )?;
+
+    let Contiguous {
+        q,
+        k,
+        v,
+        context,
+        mask,
+    } = operands;
+    let passed = || {
+        let read = [dout, &output.lse, &delta, q, k, v].map(Arg::Read);
+        let (context_k, context_v) = context.as_ref().map(|(k, v)| (k, v)).unzip();
+        let context = [context_k, context_v].map(Arg::optional);
+        let last = [Arg::F32(d.scale as f32), Arg::optional(mask.as_ref())];
+        read.into_iter().chain(context).chain(last)
+    };
+    fn destination(gradient: &mut Option<(Tensor, Accum)>) -> Arg<'_> {
+        match gradient {
+            Some((tensor, accum)) => Arg::destination(tensor, *accum),
+            None => Arg::Absent,
+        }
+    }
+    let [dq, of_keys @ ..] = gradients;
+    if dq.is_some() {
+        gpu.call(
+            &launches.queries,
+            [destination(dq)].into_iter().chain(passed()),
+        )?;
+    }
+    if of_keys.iter().any(Option::is_some) {
+        let written = of_keys.iter_mut().map(destination);
+        gpu.call(&launches.keys, written.chain(passed()))?;
+    }
     Ok(())
 }
 
