@@ -64,9 +64,11 @@ pub(in crate::ops) fn choose(
     if aligned && tiles(Tile::Large) >= FILLING {
         return None;
     }
-    // A large tile reads half as much for each product: where its parts fill the GPU, it wins over more small tiles.
+    // A large tile reads half as much for each product: where its parts fill the GPU, it wins over more small tiles,
+    // unless less than half of it lies inside.
     let large = cut(Tile::Large);
-    let fills = tiles(Tile::Large) * large.1.count >= FILLING;
+    let inside = tiles(Tile::Small) > 2 * tiles(Tile::Large);
+    let fills = inside && tiles(Tile::Large) * large.1.count >= FILLING;
     let small = cut(Tile::Small);
     match aligned && fills {
         true => Some(large),

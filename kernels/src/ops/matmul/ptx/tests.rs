@@ -381,6 +381,8 @@ fn deep_products_of_few_tiles_are_cut_into_parts() {
     assert_eq!(chosen(128, 128, 2048), (Tile::Small, 16, 4));
     assert_eq!(chosen(256, 256, 256), (Tile::Small, 16, 0));
     assert_eq!(chosen(33, 7, 65536), (Tile::Small, 128, 128));
+    // Three quarters of a large tile would be outside.
+    assert_eq!(chosen(64, 64, 65536), (Tile::Small, 128, 128));
 }
 
 #[test]
