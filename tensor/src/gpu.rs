@@ -30,6 +30,7 @@ pub(crate) enum Arg<'a> {
     /// An operand that this launch does not have.
     Absent,
     U32(u32),
+    U64(u64),
     F32(f32),
 }
 
@@ -164,6 +165,7 @@ impl Gpu {
                 Arg::Update(tensor) => Argument::Update(tensor.bytes_mut(ALIGNMENT)?),
                 Arg::Absent => Argument::Null,
                 Arg::U32(x) => Argument::U32(*x),
+                Arg::U64(x) => Argument::U64(*x),
                 Arg::F32(x) => Argument::F32(*x),
             })
         });

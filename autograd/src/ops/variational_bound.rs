@@ -52,9 +52,9 @@ struct VariationalBoundBackward {
 
 impl Backward for VariationalBoundBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
-        let dy = upstream.single()?.item()?;
+        let dy = upstream.single()?;
         grads.sink(self.to, &self.bound.variance, |dvariance, accum| {
-            self.bound.backward(dvariance, accum, dy)
+            self.bound.backward(dvariance, accum, &dy)
         })
     }
 }

@@ -1,9 +1,11 @@
 //! Layer normalisation over the last dimension.
 
-use kernels::ops::layer_norm::{self as kernel, LayerNorm, LayerNormGradients};
+use kernels::ops::layer_norm::{self as kernel, LayerNorm, LayerNormGradients, ptx};
 
 use crate::check::{dispatch_float, slices_mut};
-use crate::{Accum, Check, Result, Tensor};
+use crate::gpu::{Arg, statistics};
+use crate::ops::reduce::sum_on_gpu;
+use crate::{Accum, Check, DType, Result, Tensor};
 
 /// What [`forward`] computes.
 pub struct Output {
@@ -31,11 +33,15 @@ pub fn forward(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Ou
     let x = x.contiguous()?;
     let (gamma, beta) = (gamma.contiguous()?, beta.contiguous()?);
     let mut y = Tensor::uninit(x.shape(), dtype, x.device());
+    let mut mean = Tensor::uninit([d.rows], statistics(dtype), x.device());
+    let mut rstd = Tensor::uninit([d.rows], statistics(dtype), x.device());
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the op"));
+        let call = gpu.plan(ptx::Forward::config(gpu.storage(dtype), &d))?;
+        let written = [&mut y, &mut mean, &mut rstd].map(Arg::Write).into_iter();
+        let read = [&x, &gamma, &beta].map(Arg::Read);
+        gpu.call(&call, written.chain(read).chain([Arg::F32(eps as f32)]))?;
+        return Ok(Output { y, mean, rstd });
     }
-    let mut mean = Tensor::uninit([d.rows], dtype, x.device());
-    let mut rstd = Tensor::uninit([d.rows], dtype, x.device());
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
         y.as_mut_slice()?,
@@ -74,8 +80,30 @@ pub fn backward(
     let d = descriptor(&check, x, eps)?;
     check.shape("dy", dy, x.dims())?;
     let (dy, x, gamma) = (dy.contiguous()?, x.contiguous()?, gamma.contiguous()?);
+    check.dtype("mean", mean, statistics(dtype))?;
+    check.dtype("rstd", rstd, statistics(dtype))?;
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the gradient"));
+        let [dx, dgamma, dbeta] = gradients;
+        let accum = dx.as_ref().map_or(Accum::Replace, |(_, accum)| *accum);
+        let config = ptx::Backward::config(gpu.storage(dtype), accum, &d);
+        let (call, blocks) = gpu.plan(config)?;
+        // The blocks' sums of the parameters' gradients that are wanted.
+        let mut partials = [&dgamma, &dbeta].map(|gradient| {
+            let wanted = gradient.is_some();
+            wanted.then(|| Tensor::uninit([blocks, d.c], DType::F32, x.device()))
+        });
+        let sums = partials
+            .each_mut()
+            .map(|sums| sums.as_mut().map_or(Arg::Absent, Arg::Write));
+        let written = [Arg::gradient(dx, accum)].into_iter().chain(sums);
+        let read = [&dy, &x, mean, rstd, &gamma].map(Arg::Read);
+        gpu.call(&call, written.chain(read))?;
+        for (gradient, partials) in [dgamma, dbeta].into_iter().zip(&partials) {
+            if let (Some((gradient, accum)), Some(partials)) = (gradient, partials) {
+                sum_on_gpu(&gpu, gradient, *accum, partials, &[true, false], 1.0)?;
+            }
+        }
+        return Ok(());
     }
     dispatch_float!(dtype, T => {
         let [dx, dgamma, dbeta] = slices_mut::<T, 3>(gradients)?;

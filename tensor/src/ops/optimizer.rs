@@ -2,20 +2,58 @@
 
 pub use kernels::ops::optimizer::{AdamW, Decay, Run, StepScalars, clip_factor};
 
-use kernels::ops::optimizer;
+use bytemuck::Zeroable;
+use kernels::ops::optimizer::{self, Clip, UpdateScalars, ptx};
 
 use crate::check::dispatch_float;
-use crate::{Check, Result, Tensor};
+use crate::gpu::{Arg, Gpu};
+use crate::{Check, DType, Device, Result, Tensor};
 
 /// The L2 norm of an arena of gradients, summed in an order that does not depend on threads.
 pub fn gradient_norm(gradient: &Tensor) -> Result<f64> {
     let check = Check::new("gradient_norm", &[("gradient", gradient)]);
     let dtype = check.same_float()?;
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the op"));
+        return norm_on_gpu(&gpu, gradient);
     }
     let gradient = gradient.contiguous()?;
     Ok(dispatch_float!(dtype, T => optimizer::gradient_norm(gradient.as_slice::<T>()?)))
+}
+
+/// [`gradient_norm`], read back from the device.
+fn norm_on_gpu(gpu: &Gpu, gradient: &Tensor) -> Result<f64> {
+    let device = gradient.device();
+    let storage = gpu.storage(gradient.dtype());
+    let plan = gpu.plan(ptx::Squares { storage }.config(gradient.len()))?;
+    let blocks = plan.grid[0] as usize;
+    let mut partial = Tensor::uninit([blocks], DType::F64, device);
+    let operands = [Arg::Write(&mut partial), Arg::Read(gradient)];
+    let count = [Arg::U64(gradient.len() as u64)];
+    gpu.launch(&plan, operands.into_iter().chain(count))?;
+    // Nothing is clipped here: whoever asks for the norm decides.
+    let scalars = UpdateScalars {
+        max_norm: f64::INFINITY,
+        ..UpdateScalars::zeroed()
+    };
+    let scalars = bytes(&[scalars], device);
+    let mut clip = Tensor::uninit([size_of::<Clip>()], DType::U8, device);
+    let read = [
+        Arg::Read(&partial),
+        Arg::Read(&scalars),
+        Arg::number(blocks),
+    ];
+    gpu.launch(
+        &ptx::Norm.config(),
+        [Arg::Write(&mut clip)].into_iter().chain(read),
+    )?;
+    let clip: Clip = bytemuck::pod_read_unaligned(&clip.to_vec::<u8>()?);
+    Ok(clip.norm)
+}
+
+/// Plain data where kernels read it.
+fn bytes<T: bytemuck::NoUninit>(data: &[T], device: Device) -> Tensor {
+    let bytes: &[u8] = bytemuck::cast_slice(data);
+    Tensor::from_slice(bytes, [bytes.len()], device)
 }
 
 /// The arenas of an optimiser, all of one layout and flat.
@@ -68,7 +106,23 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
         "the runs must be ascending and inside the arenas".into()
     })?;
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the op"));
+        check.dtype("parameters", parameters, DType::F32)?;
+        let device = parameters.device();
+        let portions = gpu.plan(ptx::portions(runs))?;
+        let storage = gpu.storage(dtype);
+        let plan = gpu.plan(ptx::Update { storage }.config(portions.len()))?;
+        let portions = bytes(&portions, device);
+        let of_step = UpdateScalars::new(scalars, f64::INFINITY);
+        let of_step = bytes(&[of_step], device);
+        let clip = Clip {
+            gradient_scale: scalars.gradient_scale as f32,
+            ..Clip::zeroed()
+        };
+        let clip = bytes(&[clip], device);
+        let updated = [parameters, m, v].map(Arg::Update).into_iter();
+        let optional = [ema.map_or(Arg::Absent, Arg::Update), Arg::Absent];
+        let read = [gradient, &portions, &of_step, &clip].map(Arg::Read);
+        return gpu.launch(&plan, updated.chain(optional).chain(read));
     }
     let gradient = gradient.contiguous()?;
     dispatch_float!(dtype, T => {
@@ -87,7 +141,6 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, Device};
 
     #[test]
     fn arenas_that_do_not_match_are_refused() {

@@ -59,7 +59,7 @@ pub fn sum_to(sums: &mut Tensor, accum: Accum, x: &Tensor, scale: f64) -> Result
 }
 
 /// sums (+)= scale · the sum of x over the dimensions marked in `reduced`.
-fn sum_on_gpu(
+pub(crate) fn sum_on_gpu(
     gpu: &Gpu,
     sums: &mut Tensor,
     accum: Accum,

@@ -2,10 +2,12 @@
 
 pub use kernels::ops::variational_bound::Coefficients;
 
-use kernels::ops::variational_bound::{self, Operands};
+use kernels::ops::variational_bound::{self, Operands, ptx};
 
 use crate::check::dispatch_float;
-use crate::{Accum, Check, Result, Tensor};
+use crate::gpu::{Arg, statistics};
+use crate::ops::reduce::total;
+use crate::{Accum, Check, DType, Result, Tensor};
 
 /// What the bound is computed from.
 #[derive(Clone, Debug)]
@@ -32,17 +34,40 @@ impl Bound {
     pub fn forward(&self) -> Result<Tensor> {
         let x = self.checked(None)?;
         let dtype = x.variance.dtype();
-        let mut loss = Tensor::uninit([], dtype, x.variance.device());
+        let mut loss = Tensor::uninit([], statistics(dtype), x.variance.device());
+        if let Some(gpu) = x.check().gpu() {
+            let call = ptx::Forward::config(gpu.storage(dtype), x.samples());
+            let (call, partials) = gpu.plan(call)?;
+            let mut partial = Tensor::uninit([partials], DType::F32, x.variance.device());
+            let coefficients = x.coefficients_on_device();
+            let operands = [Arg::Write(&mut partial)].into_iter();
+            gpu.call(&call, operands.chain(x.arguments(&coefficients)))?;
+            total(&gpu, &mut loss, &partial, 1.0 / x.variance.len() as f64)?;
+            return Ok(loss);
+        }
         dispatch_float!(dtype, T => {
             loss.as_mut_slice::<T>()?[0] = variational_bound::forward(&x.operands()?)
         });
         Ok(loss)
     }
 
-    /// `dvariance (+)= scale · ∂ bound / ∂ variance`.
-    pub fn backward(&self, dvariance: &mut Tensor, accum: Accum, scale: f64) -> Result<()> {
+    /// `dvariance (+)= dy · ∂ bound / ∂ variance` for a scalar dy.
+    pub fn backward(&self, dvariance: &mut Tensor, accum: Accum, dy: &Tensor) -> Result<()> {
         let x = self.checked(Some(dvariance))?;
-        dispatch_float!(x.variance.dtype(), T => {
+        let dtype = x.variance.dtype();
+        let check = x.check().optional("dy", Some(dy));
+        check.same_device()?;
+        check.dtype("dy", dy, statistics(dtype))?;
+        check.shape("dy", dy, &[])?;
+        if let Some(gpu) = check.gpu() {
+            let call = ptx::Backward::config(gpu.storage(dtype), accum, x.samples());
+            let coefficients = x.coefficients_on_device();
+            let operands = [Arg::destination(dvariance, accum), Arg::Read(dy)];
+            let operands = operands.into_iter().chain(x.arguments(&coefficients));
+            return gpu.call(&gpu.plan(call)?, operands);
+        }
+        let scale = dy.item()?;
+        dispatch_float!(dtype, T => {
             let dvariance = dvariance.as_mut_slice::<T>()?;
             variational_bound::backward(dvariance, accum, scale, &x.operands()?)
         });
@@ -61,9 +86,6 @@ impl Bound {
             .optional("weight", self.weight.as_ref())
             .optional("dvariance", dvariance);
         check.same_float()?;
-        if let Some(gpu) = check.gpu() {
-            return Err(gpu.missing("the op"));
-        }
         let dims = self.variance.dims();
         check.require(!dims.is_empty() && !self.variance.is_empty(), || {
             "the mean needs at least one sample and one element".into()
@@ -89,6 +111,32 @@ impl Bound {
             coefficients: self.coefficients.clone(),
             weight: self.weight.as_ref().map(Tensor::contiguous).transpose()?,
         })
+    }
+
+    fn check(&self) -> Check<'_> {
+        Check::new(
+            "variational_bound",
+            &[("variance", &self.variance), ("eps", &self.eps)],
+        )
+    }
+
+    /// How many samples there are, and of how many elements.
+    fn samples(&self) -> [usize; 2] {
+        let n = self.coefficients.len();
+        [n, self.variance.len() / n.max(1)]
+    }
+
+    /// The coefficients where kernels read them.
+    fn coefficients_on_device(&self) -> Tensor {
+        let values: &[f64] = bytemuck::cast_slice(&self.coefficients);
+        Tensor::from_slice(values, [values.len()], self.variance.device())
+    }
+
+    /// What every kernel reads, in order.
+    fn arguments<'a>(&'a self, coefficients: &'a Tensor) -> impl Iterator<Item = Arg<'a>> {
+        let pictures = [&self.variance, &self.eps, &self.x0, &self.xt];
+        let read = pictures.into_iter().chain([coefficients]).map(Arg::Read);
+        read.chain([Arg::optional(self.weight.as_ref())])
     }
 
     fn operands<T: kernels::Float>(&self) -> Result<Operands<'_, T>> {

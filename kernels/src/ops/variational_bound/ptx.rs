@@ -10,7 +10,7 @@ use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
 use crate::ops::reduction::{Fold, over_cta};
 use crate::ops::variants::{Refused, Variant, count};
-use crate::ptx::{Assembler, F64, Floats, Global, Pointer, Storage, U32, Value};
+use crate::ptx::{Assembler, F32, F64, Floats, Global, Pointer, Storage, U32, Value};
 
 /// `partial[sample, block] = weight[sample] · Σ bits` over the block's elements, in f32. Launch with `Write(partial),
 /// Read(variance), Read(eps), Read(x0), Read(xt), Read(coefficients)` ([samples, 7] in f64, as [`Coefficients`] lies in
@@ -22,7 +22,7 @@ pub struct Forward {
 }
 
 /// `dvariance (+)= dy / elements · weight[sample] · ∂ bits / ∂ variance`. Launch with `Write(dvariance)`, or
-/// `Update(dvariance)` under [`Accum::Add`], then `Read(dy)` (one float), and as [`Forward`] from variance on.
+/// `Update(dvariance)` under [`Accum::Add`], then `Read(dy)` (one f32), and as [`Forward`] from variance on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backward {
     pub storage: Storage,
@@ -214,7 +214,7 @@ impl Variant for Backward {
             self.storage.name(),
         ));
         let dvariance = k.floats(self.storage, "dvariance");
-        let dy = k.floats(self.storage, "dy").read_only();
+        let dy = k.buffer::<F32>("dy").read_only();
         let operands = Operands::parameters(k, self.storage);
         let elements = k.parameter::<U32>("elements");
         let samples = Division::parameter(k, "sample_elements");
@@ -360,7 +360,7 @@ mod tests {
                         |d: &mut [f64]| variational_bound::backward(d, accum, dy, &exact),
                         |d| {
                             let call = Backward::config(storage, accum, shape);
-                            let dy = encode(storage, &[dy as f32]);
+                            let dy = encode(Storage::F32, &[dy as f32]);
                             let first = [d, Argument::Read(&dy)].into_iter();
                             gpu::run(&call.expect("few"), first.chain(read()).collect())
                         },
