@@ -215,6 +215,26 @@ impl Tape {
         self.params.as_ref().map(Params::device).unwrap_or_default()
     }
 
+    /// What the parameters are stored as.
+    ///
+    /// # Errors
+    /// If the tape was made without parameters.
+    pub fn dtype(&self) -> Result<DType> {
+        let params = self
+            .params
+            .as_ref()
+            .ok_or_else(|| self.no_params("dtype"))?;
+        Ok(params.dtype())
+    }
+
+    fn no_params(&self, op: &'static str) -> Error {
+        self.locate(Error::new(
+            op,
+            "this tape was made without parameters",
+            vec![],
+        ))
+    }
+
     pub fn step(&self) -> StepState {
         self.step
     }
@@ -235,13 +255,10 @@ impl Tape {
     /// # Errors
     /// If the tape was made without parameters.
     pub fn param(&self, id: ParamId) -> Result<Var> {
-        let Some(params) = &self.params else {
-            return Err(self.locate(Error::new(
-                "param",
-                "this tape was made without parameters",
-                vec![],
-            )));
-        };
+        let params = self
+            .params
+            .as_ref()
+            .ok_or_else(|| self.no_params("param"))?;
         let trained = self.recording && params.layout().info(id).decay != crate::Decay::Frozen;
         Ok(Var {
             tensor: params.get(id)?,

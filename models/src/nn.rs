@@ -355,11 +355,14 @@ impl TimestepEmbedding {
         }
     }
 
+    /// Takes the sinusoids of steps, which 16 bits do not count, in any dtype.
+    ///
     /// # Shapes
     /// [n, in] → [n, out]
     pub fn forward(&self, t: &Tape, sinusoids: &Var) -> Result<Var> {
         t.module("time_embedding", || {
-            let hidden = self.linear_1.fused(t, sinusoids, Activation::Silu, None)?; // [n, hidden]
+            let sinusoids = t.constant(sinusoids.tensor().cast(t.dtype()?)?); // [n, in]
+            let hidden = self.linear_1.fused(t, &sinusoids, Activation::Silu, None)?; // [n, hidden]
             self.linear_2.forward(t, &hidden) // [n, out]
         })
     }

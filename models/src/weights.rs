@@ -207,7 +207,7 @@ pub fn load_params(
 
     let mut params = Params::zeros(layout.clone(), dtype, device);
     for (id, view) in found {
-        params.set(id, &from_file(&view, layout.info(id), device)?)?;
+        params.set(id, &from_file(&view, layout.info(id))?)?;
     }
     Ok(params)
 }
@@ -216,20 +216,20 @@ fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// A stored tensor in memory's layout; its dtype is the file's.
-fn from_file(view: &TensorView, info: &ParamInfo, device: Device) -> Result<Tensor> {
-    fn read<T: tensor::Element>(bytes: &[u8], shape: Shape, device: Device) -> Tensor {
+/// A stored tensor in the host's memory, in memory's layout; its dtype is the file's.
+fn from_file(view: &TensorView, info: &ParamInfo) -> Result<Tensor> {
+    fn read<T: tensor::Element>(bytes: &[u8], shape: Shape) -> Tensor {
         // Files do not align tensors: the bytes are copied into place.
         let mut values = vec![T::zeroed(); shape.elements()];
         bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-        Tensor::from_slice(&values, shape, device)
+        Tensor::from_slice(&values, shape, Device::Cpu)
     }
     let (bytes, shape) = (view.data(), info.file_shape());
     let tensor = match view.dtype() {
-        Dtype::F64 => read::<f64>(bytes, shape, device),
-        Dtype::F16 => read::<f16>(bytes, shape, device),
-        Dtype::BF16 => read::<bf16>(bytes, shape, device),
-        _ => read::<f32>(bytes, shape, device),
+        Dtype::F64 => read::<f64>(bytes, shape),
+        Dtype::F16 => read::<f16>(bytes, shape),
+        Dtype::BF16 => read::<bf16>(bytes, shape),
+        _ => read::<f32>(bytes, shape),
     };
     Ok(match info.file_layout {
         FileLayout::Same => tensor,

@@ -18,9 +18,30 @@ use models::{Loaded, Model};
 pub const SEED: u64 = 7;
 
 pub fn normal(name: &str, shape: &[usize], dtype: DType) -> Tensor {
-    let mut out = Tensor::uninit(shape, dtype, Device::Cpu);
+    // What CPUs draw in; bf16 holds it rounded.
+    let drawn = if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
+    let mut out = Tensor::uninit(shape, drawn, Device::Cpu);
     tensor::ops::random::fill_normal(&mut out, &Draw::named(SEED, name, 0), 1.0).unwrap();
-    out
+    out.cast(dtype).unwrap()
+}
+
+/// [`normal`] where the model lives.
+pub fn constant(t: &Tape, name: &str, shape: &[usize], dtype: DType) -> Var {
+    t.constant(normal(name, shape, dtype).to_device(t.device()))
+}
+
+/// Time steps where the model lives; 16 bits do not count them.
+fn steps_of(t: &Tape, steps: &[usize], dtype: DType) -> Var {
+    let dtype = if dtype == DType::BF16 {
+        DType::F32
+    } else {
+        dtype
+    };
+    t.constant(timesteps(steps, dtype, t.device()))
 }
 
 pub fn mask(rows: &[&[usize]]) -> Tensor {
@@ -63,7 +84,7 @@ pub fn step(params: &Params, loss: impl FnOnce(&Tape) -> Result<Var>) -> (f64, P
 
 /// Mean squared distance to a fixed target.
 pub fn loss_of(t: &Tape, output: &Var) -> Result<Var> {
-    let target = t.constant(normal("target", output.dims(), output.dtype()));
+    let target = constant(t, "target", output.dims(), output.dtype());
     autograd::ops::mse::mse(t, output, &target, None)
 }
 
@@ -86,10 +107,10 @@ pub fn decoder_output(
     dtype: DType,
 ) -> Result<Var> {
     let config = model.config();
-    let sample = t.constant(normal("sample", &[n, 4, 8, config.in_channels], dtype));
+    let sample = constant(t, "sample", &[n, 4, 8, config.in_channels], dtype);
     let steps: Vec<usize> = (0..n).map(|i| 17 + 400 * i).collect();
-    let context = t.constant(normal("context", &[n, 5, 10], dtype));
-    let labels = t.constant(normal("labels", &[n, config.time_embed_dim()], dtype));
+    let context = constant(t, "context", &[n, 5, 10], dtype);
+    let labels = constant(t, "labels", &[n, config.time_embed_dim()], dtype);
     let rows: Vec<&[usize]> = (0..n)
         .map(|i| {
             if i % 2 == 0 {
@@ -103,10 +124,10 @@ pub fn decoder_output(
         t,
         UNet2DConditionInputs {
             sample: &sample,
-            timestep: &t.constant(timesteps(&steps, dtype, Device::Cpu)),
+            timestep: &steps_of(t, &steps, dtype),
             encoder_hidden_states: Some(&context),
             class_labels: Some(&labels),
-            attention_mask: Some(&mask(&rows)),
+            attention_mask: Some(&mask(&rows).to_device(t.device())),
         },
     )
 }
@@ -135,18 +156,9 @@ pub fn attending_config() -> UNet2DConfig {
 }
 
 pub fn unet_output(t: &Tape, model: &UNet2DModel, n: usize, dtype: DType) -> Result<Var> {
-    let sample = t.constant(normal(
-        "sample",
-        &[n, 6, 4, model.config().in_channels],
-        dtype,
-    ));
+    let sample = constant(t, "sample", &[n, 6, 4, model.config().in_channels], dtype);
     let steps: Vec<usize> = (0..n).map(|i| 999 - 31 * i).collect();
-    model.forward(
-        t,
-        &sample,
-        &t.constant(timesteps(&steps, dtype, Device::Cpu)),
-        None,
-    )
+    model.forward(t, &sample, &steps_of(t, &steps, dtype), None)
 }
 
 pub fn prior_config() -> PriorConfig {
@@ -161,7 +173,7 @@ pub fn prior_config() -> PriorConfig {
 }
 
 pub fn prior_output(t: &Tape, model: &PriorTransformer, n: usize, dtype: DType) -> Result<Var> {
-    let value = |name: &str, shape: &[usize]| t.constant(normal(name, shape, dtype));
+    let value = |name: &str, shape: &[usize]| constant(t, name, shape, dtype);
     let steps: Vec<usize> = (0..n).map(|i| 3 + 250 * i).collect();
     let rows: Vec<&[usize]> = (0..n)
         .map(|i| {
@@ -176,10 +188,10 @@ pub fn prior_output(t: &Tape, model: &PriorTransformer, n: usize, dtype: DType) 
         t,
         PriorInputs {
             hidden_states: &value("image", &[n, 10]),
-            timestep: &t.constant(timesteps(&steps, dtype, Device::Cpu)),
+            timestep: &steps_of(t, &steps, dtype),
             proj_embedding: &value("pooled", &[n, 10]),
             encoder_hidden_states: &value("text", &[n, 5, 10]),
-            attention_mask: Some(&mask(&rows)),
+            attention_mask: Some(&mask(&rows).to_device(t.device())),
         },
     )
 }
@@ -196,8 +208,8 @@ pub fn text_proj_config() -> UnCLIPTextProjConfig {
 
 /// A scalar that depends on both outputs and on the learned embedding.
 pub fn text_proj_loss(t: &Tape, model: &UnCLIPTextProjModel, dtype: DType) -> Result<Var> {
-    let value = |name: &str, shape: &[usize]| t.constant(normal(name, shape, dtype));
-    let keep = Tensor::from_bools(&[true, false], [2], Device::Cpu);
+    let value = |name: &str, shape: &[usize]| constant(t, name, shape, dtype);
+    let keep = Tensor::from_bools(&[true, false], [2], t.device());
     let image = autograd::ops::select_rows::select_rows(
         t,
         &keep,
@@ -252,8 +264,9 @@ pub fn clip_ids() -> Tensor {
 }
 
 pub fn clip_loss(t: &Tape, model: &CLIPModel, dtype: DType) -> Result<Var> {
-    let pixels = t.constant(normal("pixels", &[3, 8, 8, 3], dtype));
-    let out = model.forward(t, &clip_ids(), None, &pixels)?;
+    let pixels = constant(t, "pixels", &[3, 8, 8, 3], dtype);
+    let ids = clip_ids().to_device(t.device());
+    let out = model.forward(t, &ids, None, &pixels)?;
     assert_eq!(out.logits_per_text.dims(), [3, 3]);
     assert_eq!(out.text.hidden_states.len(), 3);
     Ok(out.loss)
