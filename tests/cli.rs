@@ -90,6 +90,10 @@ fn what_is_not_understood_is_refused_with_a_suggestion() {
     assert!(command.contains("demo"), "{command}");
     let device = refused(&unclip(dir.path(), &["--device", "gpu", "doctor"]), 2);
     assert!(device.contains("cpu"), "{device}");
+    let simulated = refused(&unclip(dir.path(), &["--device", "sim", "demo"]), 2);
+    assert!(simulated.contains("runs on the CPU only"), "{simulated}");
+    let check = refused(&unclip(dir.path(), &["kernels", "check", "unary"]), 2);
+    assert!(check.contains("--device sim"), "{check}");
     let minutes = refused(&unclip(dir.path(), &["demo", "--minutes", "0"]), 2);
     assert!(
         minutes.contains("--minutes must be above zero"),

@@ -1,6 +1,6 @@
 //! Every op of [`autograd::ops::ALL`] on the simulated GPU, held to the CPU in f64. There is no op in this file.
 //!
-//! `UNCLIP_CASE=group_norm/ cargo test --release -p unclip-autograd` runs the cases whose `op/case` contains the text.
+//! `UNCLIP_CASE=group_norm/ cargo test --release -p unclip-autograd --test simulated` runs the cases whose `op/case` contains the text.
 //! Every day runs one order of warps with late completion; `UNCLIP_TESTS=full` runs three, early and late, and views.
 
 use std::io::Write;
@@ -60,7 +60,7 @@ fn every_op_on_the_simulated_gpu_is_within_its_budget() {
                     }
                     Verdict::Lacking(why) => lacks.push(format!("{name}: {why}")),
                     failed => reports.push(format!(
-                        "{name}: {failed}\n    again: UNCLIP_CASE='{name}' cargo test --release -p unclip-autograd"
+                        "{name}: {failed}\n    again: UNCLIP_CASE='{name}' cargo test --release -p unclip-autograd --test simulated"
                     )),
                 }
             }

@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::SIGPIPE;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Train and run DALL·E 2 (unCLIP): text → CLIP → prior → decoder → upsampler → picture.
 #[derive(Parser)]
@@ -52,6 +52,16 @@ enum Command {
     Doctor(doctor::Doctor),
 }
 
+/// Refuses a device that a command would not use.
+fn on_the_cpu(device: tensor::Device, command: &str) -> Result<()> {
+    match device {
+        tensor::Device::Cpu => Ok(()),
+        device => Err(Error::usage(format!(
+            "`unclip {command}` runs on the CPU only, not on {device}: leave out --device"
+        ))),
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     ::kernels::parallel::adopt_current_thread();
@@ -74,8 +84,8 @@ pub fn main() -> ExitCode {
 
 fn run(Arguments { device, command }: Arguments) -> Result<()> {
     match command {
-        Command::Demo(demo) => demo.run(),
-        Command::Train(train) => train.run(),
+        Command::Demo(demo) => on_the_cpu(device, "demo").and_then(|()| demo.run()),
+        Command::Train(train) => on_the_cpu(device, "train").and_then(|()| train.run()),
         Command::Assemble(assemble) => assemble.run(),
         Command::Generate(generate) => generate.run(device),
         Command::Eval(eval) => eval.run(device),
