@@ -6,6 +6,7 @@ pub use kernels::ops::optimizer::muon::{Matrix, Rates};
 use kernels::ops::optimizer::muon;
 
 use crate::check::dispatch_float;
+use crate::ops::binary::{self, Binary};
 use crate::ops::matmul::{self, Transpose};
 use crate::ops::{affine, l2_normalize};
 use crate::{Accum, Check, Result, Tensor};
@@ -17,30 +18,45 @@ const POLYNOMIAL: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 /// The nearest orthogonal matrices, about: U·Vᵀ for x = U·Σ·Vᵀ, by a Newton–Schulz iteration.
 ///
+/// Every iterate is a polynomial of the first Gram matrix times x, so the iteration stays among the Gram matrices, whose side
+/// is the smaller one of x: of a convolution's filters that is a ninth of the larger.
+///
 /// # Shapes
 /// x [n, r, c] → [n, r, c]
 pub fn orthogonalize(x: &Tensor) -> Result<Tensor> {
     let check = Check::new("orthogonalize", &[("x", x)]);
-    check.same_float()?;
+    let dtype = check.same_float()?;
     check.rank("x", x, 3)?;
     let [n, r, c] = [x.dims()[0], x.dims()[1], x.dims()[2]];
     // No singular value is above the norm of all elements.
-    let mut x = l2_normalize::forward(&x.reshape([n, r * c])?, 1e-7)?.reshape([n, r, c])?;
-    let [first, third, fifth] = POLYNOMIAL;
+    let x = l2_normalize::forward(&x.reshape([n, r * c])?, 1e-7)?.reshape([n, r, c])?;
     let wide = r <= c;
-    // The smaller of x·xᵀ and xᵀ·x.
-    let gram = Transpose { a: !wide, b: wide };
+    let side = r.min(c);
+    let [first, third, fifth] = POLYNOMIAL;
+    let unit: Vec<f64> = (0..side * side)
+        .map(|i| if i % (side + 1) == 0 { first } else { 0.0 })
+        .collect();
+    let unit = Tensor::from_f64(&unit, [1, side, side], dtype, x.device());
+    // All of these are symmetric, and they commute.
+    let times = |a: &Tensor, b: &Tensor| matmul::forward(a, b, Transpose::default()); // [n, s, s]
+    let mut gram = matmul::forward(&x, &x, Transpose { a: !wide, b: wide })?; // [n, s, s]
+    let mut product: Option<Tensor> = None;
     for _ in 0..ITERATIONS {
-        let a = matmul::forward(&x, &x, gram)?; // [n, s, s]
-        let mut b = affine::forward(&a, third, 0.0)?;
-        let scaled = affine::forward(&a, fifth, 0.0)?;
-        matmul::product(&mut b, Accum::Add, &a, &scaled, Transpose::default())?; // [n, s, s]
-        let mut next = affine::forward(&x, first, 0.0)?;
-        let (left, right) = if wide { (&b, &x) } else { (&x, &b) };
-        matmul::product(&mut next, Accum::Add, left, right, Transpose::default())?; // [n, r, c]
-        x = next;
+        // p = first·1 + third·gram + fifth·gram²: x becomes p·x, and the Gram matrix p·gram·p.
+        let mut p = affine::forward(&times(&gram, &gram)?, fifth, 0.0)?;
+        affine::accumulate(&mut p, Accum::Add, &gram, third, 0.0)?;
+        let p = binary::forward(Binary::Add, &p, &unit)?;
+        product = match product {
+            Some(product) => Some(times(&p, &product)?),
+            None => Some(p.clone()),
+        };
+        gram = times(&times(&p, &gram)?, &p)?;
     }
-    Ok(x)
+    match product {
+        Some(product) if wide => times(&product, &x),
+        Some(product) => times(&x, &product),
+        None => Ok(x),
+    }
 }
 
 /// The matrices that are orthogonalised together: of one shape each group, in the order of the arenas.
