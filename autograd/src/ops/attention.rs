@@ -177,7 +177,14 @@ impl OpSpec for Spec {
         };
         cases.extend([
             case(longer, true, false),
-            case(Shapes { context: 101, ..longer }, false, true),
+            case(
+                Shapes {
+                    context: 101,
+                    ..longer
+                },
+                false,
+                true,
+            ),
         ]);
         for context in [0, 4] {
             for causal in [false, true] {
