@@ -106,10 +106,6 @@ macro_rules! variants {
         $crate::ops::rows::variants!();
     };
     () => {
-        fn arch(&self) -> $crate::launch::Arch {
-            $crate::launch::Arch::Sm80
-        }
-
         fn block(&self) -> [u32; 3] {
             [$crate::ops::rows::THREADS, 1, 1]
         }

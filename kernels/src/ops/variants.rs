@@ -23,7 +23,10 @@ pub trait Variant: Listed + Copy + fmt::Debug + Send + Sync + 'static {
     /// What tells it from the others, as a part of an identifier: `silu_f32`.
     fn label(&self) -> String;
 
-    fn arch(&self) -> Arch;
+    /// The oldest architecture that runs it: the tier that every op has, unless it needs a newer one.
+    fn arch(&self) -> Arch {
+        Arch::Sm80
+    }
 
     /// Threads of a CTA along x, y, z.
     fn block(&self) -> [u32; 3];

@@ -1,7 +1,6 @@
 //! Affine maps on GPUs: 16 bytes of each operand a thread.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::{THREADS, for_each_chunk, grid};
 use crate::ops::variants::{Plan, Refused, Variant};
 use crate::ptx::{Assembler, F32, Storage, U32};
@@ -37,10 +36,6 @@ impl Variant for Forward {
 
     fn label(&self) -> String {
         format!("{}_{}", self.storage.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

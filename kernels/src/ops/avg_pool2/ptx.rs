@@ -1,7 +1,6 @@
 //! 2×2 block sums on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::Call;
 use crate::ops::nearest_up2::ptx::Blocks;
@@ -42,10 +41,6 @@ impl Variant for SumBlocks {
 
     fn label(&self) -> String {
         format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -2,7 +2,6 @@
 
 use super::{Binary, Loop, merge};
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::{THREADS, for_each_chunk, grid};
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid, place};
 use crate::ops::spans::for_each_span;
@@ -215,10 +214,6 @@ impl Variant for Forward {
             self.loops,
             self.accum.name()
         )
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Interleaving of row blocks on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::spans::{Access, for_each_span};
@@ -81,10 +80,6 @@ impl Variant for Join {
     fn label(&self) -> String {
         let (access, accum) = (self.access.name(), self.accum.name());
         format!("{access}_{accum}_{}", self.parts)
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -4,7 +4,6 @@
 //! an element is one, and neighbours that stay together are one where alignment allows.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::{THREADS, for_each_chunk, grid};
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid, place};
 use crate::ops::spans::for_each_span;
@@ -321,10 +320,6 @@ impl Variant for Copy {
         }
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -368,10 +363,6 @@ impl Variant for Accumulate {
 
     fn label(&self) -> String {
         self.storage.name().to_string()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Dropout on GPUs: the mask is drawn in the kernel, as [`random`](crate::ops::random) draws.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
 use crate::ops::spans::for_each_span;
@@ -92,10 +91,6 @@ impl Variant for Apply {
             Width::Quad => "quad",
         };
         format!("{}_{}_{width}", self.storage.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Table look-up on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
 use crate::ops::spans::{Access, for_each_span};
@@ -88,10 +87,6 @@ impl Variant for Forward {
         self.access.name()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -141,10 +136,6 @@ impl Variant for Backward {
 
     fn label(&self) -> String {
         format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Mean squared error on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
 use crate::ops::reduction::{Fold, over_cta};
@@ -97,10 +96,6 @@ impl Variant for Forward {
         format!("{}_{}", self.access.name(), weights(self.weighted))
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -171,10 +166,6 @@ impl Variant for Backward {
     fn label(&self) -> String {
         let (access, accum) = (self.access.name(), self.accum.name());
         format!("{access}_{accum}_{}", weights(self.weighted))
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! 2×2 repetition on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::spans::{Access, for_each_span};
@@ -41,10 +40,6 @@ impl Variant for RepeatBlocks {
 
     fn label(&self) -> String {
         format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -4,7 +4,6 @@
 
 use super::step::Step;
 use super::{Decay, Run};
-use crate::launch::Arch;
 use crate::ops::geometry::linear_grid;
 use crate::ops::reduction::sum_f64_over_cta;
 use crate::ops::variants::{Plan, Refused, Variant};
@@ -134,10 +133,6 @@ impl Variant for Squares {
         self.storage.name().to_string()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -187,10 +182,6 @@ impl Variant for Norm {
         "f64".to_string()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -232,10 +223,6 @@ impl Variant for Update {
 
     fn label(&self) -> String {
         self.storage.name().to_string()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

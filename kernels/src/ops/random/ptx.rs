@@ -1,6 +1,6 @@
 //! Four elements a thread: what one application of Philox gives.
 
-use crate::launch::{Arch, Argument};
+use crate::launch::Argument;
 use crate::ops::variants::{Plan, Refused, Variant, count};
 use crate::philox::philox4x32_10;
 use crate::ptx::{Assembler, Bf16x2, F32, Floats, Storage, U32, Value};
@@ -125,10 +125,6 @@ impl Variant for Fill {
             self.distribution.name(),
             self.storage.name()
         )
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -5,7 +5,6 @@
 //! which order, is a function of the shape alone.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::geometry::{Call, linear_grid};
 use crate::ops::reduction::{Fold, over_cta, over_warp};
 use crate::ops::spans::Access;
@@ -226,10 +225,6 @@ impl Variant for Sum {
         };
         let (from, to, accum) = (self.from.name(), self.to.name(), self.accum.name());
         format!("{shape}_{from}_to_{to}_{accum}")
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -2,7 +2,6 @@
 
 use super::Taps;
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::spans::{Access, for_each_span};
@@ -126,10 +125,6 @@ impl Variant for Apply {
     fn label(&self) -> String {
         let (from, to, accum) = (self.from.name(), self.to.name(), self.accum.name());
         format!("{from}_to_{to}_x{}_{accum}", self.span)
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Selection between two sources on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::spans::{Access, for_each_span};
@@ -117,10 +116,6 @@ impl Variant for Forward {
         format!("{}_{b}", self.access.name())
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -174,10 +169,6 @@ impl Variant for Backward {
         format!("{operand}_{}_{}", self.access.name(), self.accum.name())
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -229,10 +220,6 @@ impl Variant for BackwardShared {
 
     fn label(&self) -> String {
         format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

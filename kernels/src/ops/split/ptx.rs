@@ -1,7 +1,6 @@
 //! Row blocks on GPUs.
 
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor};
 use crate::ops::spans::{Access, for_each_span};
@@ -47,10 +46,6 @@ impl Variant for Narrow {
 
     fn label(&self) -> String {
         format!("{}_{}", self.access.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! Time embeddings on GPUs.
 
 use super::MAX_PERIOD;
-use crate::launch::Arch;
 use crate::math;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
@@ -65,10 +64,6 @@ impl Variant for Forward {
 
     fn label(&self) -> String {
         self.storage.name().to_string()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

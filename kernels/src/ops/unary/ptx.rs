@@ -2,7 +2,6 @@
 
 use super::{Unary, derivative, value};
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::{THREADS, for_each_chunk, grid};
 use crate::ops::variants::{Plan, Refused, Variant};
 use crate::ptx::{Assembler, Fast, Storage, U32};
@@ -64,10 +63,6 @@ impl Variant for Forward {
         format!("{}_{}", self.function.name(), self.storage.name())
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -116,10 +111,6 @@ impl Variant for Backward {
     fn label(&self) -> String {
         let (function, storage) = (self.function.name(), self.storage.name());
         format!("{function}_{storage}_{}", self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -5,7 +5,6 @@
 use super::Coefficients;
 use super::function::{divergence, likelihood};
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::elementwise::THREADS;
 use crate::ops::geometry::{Call, Division, Divisor, linear_grid};
 use crate::ops::reduction::{Fold, over_cta};
@@ -149,10 +148,6 @@ impl Variant for Forward {
         self.storage.name().to_string()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -195,10 +190,6 @@ impl Variant for Backward {
 
     fn label(&self) -> String {
         format!("{}_{}", self.storage.name(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -173,10 +173,6 @@ impl Variant for Forward {
         format!("{}_d{}_{keys}", self.storage.name(), self.head_dim)
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [32 * Tiling::new(*self).warps, 1, 1]
     }

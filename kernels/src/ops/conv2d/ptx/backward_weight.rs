@@ -122,10 +122,6 @@ impl Variant for BackwardWeight {
         format!("{tile}_{}", output_name(self.storage, self.to, self.accum))
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [Tiling::new(self.tile, self.storage).threads(), 1, 1]
     }

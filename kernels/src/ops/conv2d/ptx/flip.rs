@@ -1,7 +1,6 @@
 //! Weights as the gradient of x needs them: mirrored, and their channels exchanged.
 
 use super::Conv2d;
-use crate::launch::Arch;
 use crate::ops::variants::{Plan, Variant};
 use crate::ptx::{Assembler, F32, Layout, Storage, U32};
 
@@ -43,10 +42,6 @@ impl Variant for Flip {
 
     fn label(&self) -> String {
         self.storage.name().to_string()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

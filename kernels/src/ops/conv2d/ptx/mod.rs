@@ -214,10 +214,6 @@ impl Variant for Forward {
         label(self.storage, self.tile, self.aligned)
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [Tiling::new(self.tile, self.storage).threads(), 1, 1]
     }
@@ -260,10 +256,6 @@ impl Variant for BackwardInput {
         let tile = label(self.storage, self.tile, self.aligned);
         let stride = if self.spread { "spread" } else { "dense" };
         format!("{tile}_{stride}_{}", self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::variants::Variant;
 
 /// Each block's Σ dz and Σ dz·(x − mean), per channel. Launch over [`Sizes::pixels_grid`] with `Write(partials), Read(dy),
@@ -70,10 +69,6 @@ impl Variant for Sums {
     fn label(&self) -> String {
         let silu = if self.silu { "_silu" } else { "" };
         format!("{}{silu}", self.channels.label())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {
@@ -162,10 +157,6 @@ impl Variant for MergeSums {
         format!("{}_{}", self.storage.name(), self.accum.name())
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [WARPS * 32, 1, 1]
     }
@@ -244,10 +235,6 @@ impl Variant for Parameters {
         format!("{}_{}", self.storage.name(), self.accum.name())
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -304,10 +291,6 @@ impl Variant for InputGradient {
     fn label(&self) -> String {
         let silu = if self.silu { "_silu" } else { "" };
         format!("{}{silu}_{}", self.channels.label(), self.accum.name())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -1,7 +1,6 @@
 //! The forward pass: moments of blocks, their merging, and the normalisation.
 
 use super::*;
-use crate::launch::Arch;
 use crate::ops::variants::Variant;
 use crate::ptx::Variable;
 
@@ -100,10 +99,6 @@ impl Variant for Moments {
         self.0.label()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [THREADS, 1, 1]
     }
@@ -190,10 +185,6 @@ impl Variant for Merge {
         "f32".to_string()
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [WARPS * 32, 1, 1]
     }
@@ -250,10 +241,6 @@ impl Variant for Apply {
     fn label(&self) -> String {
         let silu = if self.silu { "_silu" } else { "" };
         format!("{}{silu}", self.channels.label())
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

@@ -310,10 +310,6 @@ impl Variant for Product {
         )
     }
 
-    fn arch(&self) -> Arch {
-        Arch::Sm80
-    }
-
     fn block(&self) -> [u32; 3] {
         [Tiling::new(self.tile, self.storage).threads(), 1, 1]
     }

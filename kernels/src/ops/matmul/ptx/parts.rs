@@ -6,7 +6,6 @@
 use super::epilogue::{Fused, Operands};
 use super::{Tile, Tiling};
 use crate::Accum;
-use crate::launch::Arch;
 use crate::ops::geometry::{Call, linear_grid};
 use crate::ops::matmul::Activation;
 use crate::ops::variants::{Refused, Variant, count};
@@ -148,10 +147,6 @@ impl Variant for Merge {
         let aligned = if self.aligned { "aligned" } else { "any" };
         let (storage, accum) = (self.storage.name(), self.accum.name());
         format!("{storage}_{aligned}_{accum}")
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {

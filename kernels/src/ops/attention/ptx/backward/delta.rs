@@ -1,6 +1,5 @@
 //! What the gradient of a softmax subtracts: a sum over each query's elements.
 
-use crate::launch::Arch;
 use crate::ops::variants::Variant;
 use crate::ptx::{Assembler, F32, Storage, U32};
 
@@ -28,10 +27,6 @@ impl Variant for Delta {
 
     fn label(&self) -> String {
         self.storage.name().to_string()
-    }
-
-    fn arch(&self) -> Arch {
-        Arch::Sm80
     }
 
     fn block(&self) -> [u32; 3] {
