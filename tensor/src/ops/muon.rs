@@ -39,23 +39,25 @@ pub fn orthogonalize(x: &Tensor) -> Result<Tensor> {
     let unit = Tensor::from_f64(&unit, [1, side, side], dtype, x.device());
     // All of these are symmetric, and they commute.
     let times = |a: &Tensor, b: &Tensor| matmul::forward(a, b, Transpose::default()); // [n, s, s]
+    // first·1 + third·gram + fifth·gram²
+    let polynomial = |gram: &Tensor| {
+        let mut p = affine::forward(&times(gram, gram)?, fifth, 0.0)?;
+        affine::accumulate(&mut p, Accum::Add, gram, third, 0.0)?;
+        binary::forward(Binary::Add, &p, &unit)
+    };
+    // A step takes x to p·x, and its Gram matrix to p·gram·p.
     let mut gram = matmul::forward(&x, &x, Transpose { a: !wide, b: wide })?; // [n, s, s]
-    let mut product: Option<Tensor> = None;
-    for _ in 0..ITERATIONS {
-        // p = first·1 + third·gram + fifth·gram²: x becomes p·x, and the Gram matrix p·gram·p.
-        let mut p = affine::forward(&times(&gram, &gram)?, fifth, 0.0)?;
-        affine::accumulate(&mut p, Accum::Add, &gram, third, 0.0)?;
-        let p = binary::forward(Binary::Add, &p, &unit)?;
-        product = match product {
-            Some(product) => Some(times(&p, &product)?),
-            None => Some(p.clone()),
-        };
+    let mut p = polynomial(&gram)?;
+    let mut product = p.clone();
+    for _ in 1..ITERATIONS {
         gram = times(&times(&p, &gram)?, &p)?;
+        p = polynomial(&gram)?;
+        product = times(&p, &product)?;
     }
-    match product {
-        Some(product) if wide => times(&product, &x),
-        Some(product) => times(&x, &product),
-        None => Ok(x),
+    if wide {
+        times(&product, &x)
+    } else {
+        times(&x, &product)
     }
 }
 
