@@ -187,10 +187,12 @@ impl Stage for Decoder {
     fn loss(&self, t: &Tape, batch: &Batch) -> Result<Loss> {
         let n = batch.embeddings.dims()[0];
         let mut ids = batch.ids.clone();
-        let keep = kept(t.step(), "decoder.text_drop", n, self.config.text_drop);
+        // One draw for both, so that the unconditional output, which guidance subtracts, is trained as often as the
+        // rarer of the two is dropped.
+        let keep = kept(t.step(), "decoder.drop", n, self.config.text_drop);
         source::drop_texts(&mut ids, &keep, self.clip.empty());
         let texts = self.clip.texts(&ids)?;
-        let keep = kept(t.step(), "decoder.image_drop", n, self.config.image_drop);
+        let keep = kept(t.step(), "decoder.drop", n, self.config.image_drop);
         let keep = Tensor::from_bools(&keep, [n], Device::Cpu);
         let embeddings = t.constant(batch.embeddings.clone()); // [n, d]
         let nothing = self.text_proj.unconditional(t)?; // [1, d]
