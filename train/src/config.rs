@@ -271,6 +271,7 @@ pub struct Upsampler {
     pub blur_kernel: usize,
     pub blur_sigma_min: f64,
     pub blur_sigma_max: f64,
+    pub noise_sigma_max: f64,
 }
 
 /// A stage's resolved configuration.

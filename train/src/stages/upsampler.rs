@@ -1,5 +1,6 @@
 //! The upsampler: predicts a large picture from its noisy version and a small one, on random crops (Ramesh et al.,
-//! 2022, section 2.1). The small pictures are sometimes blurred, because those that the decoder makes are not perfect.
+//! 2022, section 2.1). The small pictures are worn, because those that the decoder makes are not perfect: blurred (there)
+//! and noisy (Ho et al., "Cascaded diffusion models", 2021, section 4.2).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -81,27 +82,46 @@ impl Upsampler {
         })
     }
 
-    /// The small pictures of a batch, some of them blurred, enlarged again.
+    /// The small pictures of a batch as the decoder might have made them: some blurred, all a little noisy.
     ///
     /// # Shapes
-    /// small [n, low, low, 3] → [n, size, size, 3]
-    fn enlarged(&self, small: &Tensor, blur: &[Option<f64>]) -> Result<Tensor> {
-        let t = Tape::inference(None);
-        let mut rows = Vec::with_capacity(blur.len());
-        for (i, sigma) in blur.iter().enumerate() {
+    /// small [n, low, low, 3] → [n, low, low, 3]
+    fn worn(&self, t: &Tape, small: &Tensor) -> Result<Tensor> {
+        let n = small.dims()[0];
+        let mut rows = Vec::with_capacity(n);
+        for (i, sigma) in self.blurs(t.step(), n).into_iter().enumerate() {
             let row = t.constant(small.narrow(0, i, 1)?.contiguous()?); // [1, low, low, 3]
-            rows.push(match *sigma {
+            rows.push(match sigma {
                 Some(sigma) => {
-                    gaussian_blur::gaussian_blur(&t, &row, self.config.blur_kernel, sigma)?
+                    gaussian_blur::gaussian_blur(t, &row, self.config.blur_kernel, sigma)?
                 }
                 None => row,
             });
         }
         let rows: Vec<&Var> = rows.iter().collect();
-        let all = concat::concat(&t, &rows, 0)?;
+        let mut worn = concat::concat(t, &rows, 0)?.tensor().detach_copy()?;
+        let noise = t.scope("small_noise", || randn::randn(t, small.dims(), DTYPE))?;
+        let pixels = small.len() / n.max(1);
+        let pictures = worn.as_mut_slice::<f32>()?.chunks_mut(pixels);
+        let noise = noise.tensor().as_slice::<f32>()?.chunks(pixels);
+        let shares = uniform(t.step(), "upsampler.noise_sigma", n);
+        for ((picture, noise), share) in pictures.zip(noise).zip(shares) {
+            let sigma = (share * self.config.noise_sigma_max) as f32;
+            for (value, noise) in picture.iter_mut().zip(noise) {
+                *value += sigma * noise;
+            }
+        }
+        Ok(worn)
+    }
+
+    /// # Shapes
+    /// small [n, low, low, 3] → [n, size, size, 3]
+    fn enlarged(&self, small: Tensor) -> Result<Tensor> {
+        let t = Tape::inference(None);
         let side = self.config.sample_size;
-        let all = resize::resize(&t, &all, side, side, Filter::BicubicAntialias)?;
-        Ok(all.tensor().clone())
+        let enlarged =
+            resize::resize(&t, &t.constant(small), side, side, Filter::BicubicAntialias)?;
+        Ok(enlarged.tensor().clone())
     }
 
     /// For each picture the deviation of its blur, if it is blurred.
@@ -150,6 +170,8 @@ fn check(config: &config::Upsampler) -> Result<()> {
         )
     } else if !(config.blur_sigma_min > 0.0 && config.blur_sigma_max >= config.blur_sigma_min) {
         "blur_sigma_min must be above zero and blur_sigma_max not below it".to_owned()
+    } else if !(config.noise_sigma_max >= 0.0 && config.noise_sigma_max.is_finite()) {
+        "noise_sigma_max must not be negative".to_owned()
     } else {
         return Ok(());
     };
@@ -202,7 +224,7 @@ impl Stage for Upsampler {
         let large = source::shrunk(&batch.images, resolution, config.sample_size); // [n, h, w, 3]
         let small = source::shrunk(&batch.images, resolution, config.low_size);
         let n = large.dims()[0];
-        let enlarged = self.enlarged(&small, &self.blurs(t.step(), n))?; // [n, h, w, 3]
+        let enlarged = self.enlarged(self.worn(t, &small)?)?; // [n, h, w, 3]
         let places = config.sample_size - config.crop_size + 1;
         let place = |u: f64| (u * places as f64) as usize;
         let corners: Vec<(usize, usize)> = uniform(t.step(), "upsampler.top", n)
@@ -245,7 +267,7 @@ impl Stage for Upsampler {
         let resolution = config.common.resolution;
         let large = source::shrunk(&preview.images, resolution, config.sample_size);
         let small = source::shrunk(&preview.images, resolution, config.low_size);
-        let enlarged = self.enlarged(&small, &[None; PREVIEW])?;
+        let enlarged = self.enlarged(small.clone())?;
         let made = denoise(
             &self.scheduler,
             match config.num_inference_steps {
