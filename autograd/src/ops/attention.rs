@@ -4,6 +4,7 @@ pub use tensor::ops::attention::Attention;
 use tensor::ops::attention::{self, Operands, Output};
 use tensor::{Result, Tensor};
 
+use super::attention_map::attention_map;
 use crate::spec::{Array, Case, Cost, Fill, Gradient, Input, OpSpec};
 use crate::{Backward, Grads, Tape, Upstream, Var};
 
@@ -32,8 +33,7 @@ pub fn attention(
         mask,
     };
     if t.wants("probs") {
-        let map = attention::probabilities(operands, options)?;
-        t.tap("probs", &t.constant(map));
+        t.tap("probs", &attention_map(t, operands, options)?);
     }
     let output = attention::forward(operands, options)?;
     let mut recorded = vec![q, k, v];
@@ -152,7 +152,7 @@ impl OpSpec for Spec {
                 true,
             ),
         ];
-        // Head dims that GPU kernels have.
+        // Head dims that GPU kernels have tiles of.
         let wide = Shapes {
             n: 2,
             queries: 9,
@@ -214,14 +214,80 @@ impl OpSpec for Spec {
     }
 }
 
+/// The sizes of a case.
 #[derive(Clone, Copy)]
-struct Shapes {
-    n: usize,
-    queries: usize,
-    keys: usize,
-    context: usize,
-    heads: usize,
-    head_dim: usize,
+pub(super) struct Shapes {
+    pub n: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub context: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Shapes {
+    pub fn name(self, causal: bool, mask: bool) -> String {
+        let Shapes {
+            n,
+            queries,
+            keys,
+            context,
+            heads,
+            head_dim,
+        } = self;
+        format!(
+            "n={n},queries={queries},keys={keys},context={context},heads={heads},head_dim={head_dim}{}{}",
+            if causal { ",causal" } else { "" },
+            if mask { ",mask" } else { "" },
+        )
+    }
+
+    pub fn options(self, causal: bool) -> Attention {
+        Attention {
+            heads: self.heads,
+            causal,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+        }
+    }
+
+    /// q, k, v, the context's k and v if there is one, and the mask.
+    pub fn inputs(self, mask: bool) -> Vec<Input> {
+        let width = self.heads * self.head_dim;
+        let tokens = |name, tokens| Input::normal(name, &[self.n, tokens, width]);
+        let mut inputs = vec![
+            tokens("q", self.queries),
+            tokens("k", self.keys),
+            tokens("v", self.keys),
+        ];
+        if self.context > 0 {
+            inputs.push(tokens("context_k", self.context));
+            inputs.push(tokens("context_v", self.context));
+        }
+        if mask {
+            let fill = Fill::Mask { probability: 0.6 };
+            inputs.push(Input::new(
+                "mask",
+                &[self.n, self.context + self.keys],
+                fill,
+            ));
+        }
+        inputs
+    }
+
+    /// An element of a joint key or value, `own` and context being at these places among the inputs.
+    pub fn joint(
+        self,
+        x: &[Array],
+        [own, added]: [usize; 2],
+        image: usize,
+        key: usize,
+        feature: usize,
+    ) -> f64 {
+        match key.checked_sub(self.context) {
+            None => x[added].at(&[image, key, feature]),
+            Some(key) => x[own].at(&[image, key, feature]),
+        }
+    }
 }
 
 fn case(shapes: Shapes, causal: bool, mask: bool) -> Case {
@@ -234,35 +300,13 @@ fn case(shapes: Shapes, causal: bool, mask: bool) -> Case {
         head_dim,
     } = shapes;
     let width = heads * head_dim;
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let options = Attention {
-        heads,
-        causal,
-        scale,
-    };
-    let mut inputs = vec![
-        Input::normal("q", &[n, queries, width]),
-        Input::normal("k", &[n, keys, width]),
-        Input::normal("v", &[n, keys, width]),
-    ];
-    if context > 0 {
-        inputs.push(Input::normal("context_k", &[n, context, width]));
-        inputs.push(Input::normal("context_v", &[n, context, width]));
-    }
-    if mask {
-        let fill = Fill::Mask { probability: 0.6 };
-        inputs.push(Input::new("mask", &[n, context + keys], fill));
-    }
     Case {
-        name: format!(
-            "n={n},queries={queries},keys={keys},context={context},heads={heads},head_dim={head_dim}{}{}",
-            if causal { ",causal" } else { "" },
-            if mask { ",mask" } else { "" },
-        ),
-        inputs,
+        name: shapes.name(causal, mask),
+        inputs: shapes.inputs(mask),
         run: Box::new(move |t, x| {
             let context = (context > 0).then(|| (&x[3], &x[4]));
             let mask = mask.then(|| x[x.len() - 1].tensor());
+            let options = shapes.options(causal);
             Ok(vec![attention(
                 t, &x[0], &x[1], &x[2], context, mask, options,
             )?])
@@ -279,51 +323,21 @@ fn case(shapes: Shapes, causal: bool, mask: bool) -> Case {
 }
 
 fn reference(x: &[Array], shapes: Shapes, causal: bool, mask: Option<&Array>) -> Array {
+    let map = super::attention_map::reference(x, shapes, causal, mask);
     let Shapes {
         n,
         queries,
-        keys,
-        context,
         heads,
         head_dim,
+        ..
     } = shapes;
-    // Element of a joint key (own and context, by their places in the inputs).
-    let joint = |own: usize, added: usize, image: usize, key: usize, feature: usize| {
-        if key < context {
-            x[added].at(&[image, key, feature])
-        } else {
-            x[own].at(&[image, key - context, feature])
-        }
-    };
-    let mut out = Array::zeros(&[n, queries, heads * head_dim]);
-    for image in 0..n {
-        for head in 0..heads {
-            let features = head * head_dim..(head + 1) * head_dim;
-            for query in 0..queries {
-                let exponentials: Vec<f64> = (0..context + keys)
-                    .map(|key| {
-                        let allowed = mask.is_none_or(|m| m.at(&[image, key]) != 0.0);
-                        let past = !causal || key < context || key - context <= query;
-                        let products = features
-                            .clone()
-                            .map(|f| x[0].at(&[image, query, f]) * joint(1, 3, image, key, f));
-                        let score = products.sum::<f64>() / (head_dim as f64).sqrt();
-                        if allowed && past { score.exp() } else { 0.0 }
-                    })
-                    .collect();
-                let sum: f64 = exponentials.iter().sum();
-                for f in features.clone() {
-                    let weighted = exponentials
-                        .iter()
-                        .enumerate()
-                        .map(|(key, p)| p * joint(2, 4, image, key, f));
-                    let at = (image * queries + query) * heads * head_dim + f;
-                    out.data[at] = weighted.sum::<f64>() / sum;
-                }
-            }
-        }
-    }
-    out
+    Array::from_fn(&[n, queries, heads * head_dim], |i| {
+        let (image, query, f) = (i[0], i[1], i[2]);
+        let weighted = (0..shapes.context + shapes.keys).map(|key| {
+            map.at(&[image, f / head_dim, query, key]) * shapes.joint(x, [2, 4], image, key, f)
+        });
+        weighted.sum()
+    })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ macro_rules! ops {
 ops! {
     affine,
     attention,
+    attention_map,
     avg_pool2,
     binary,
     concat,

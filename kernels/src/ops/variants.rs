@@ -135,6 +135,7 @@ table![
     super::attention::ptx::backward::Delta,
     super::attention::ptx::backward::QueryGradient,
     super::attention::ptx::backward::KeyGradients,
+    super::attention::ptx::map::Map,
     super::conv2d::ptx::Forward,
     super::conv2d::ptx::BackwardInput,
     super::conv2d::ptx::BackwardWeight,

@@ -63,9 +63,9 @@ pub fn forward(operands: Operands, options: Attention) -> Result<Output> {
         let (context_k, context_v) = context.as_ref().map(|(k, v)| (k, v)).unzip();
         let optional = [context_k, context_v, mask.as_ref()].map(Arg::optional);
         let operands = written.chain([q, k, v].map(Arg::Read)).chain(optional);
-        let numbers = [d.heads, d.queries, d.keys, d.context, usize::from(d.causal)];
+        let numbers = ptx::sizes(&d).map(Arg::U32);
         let scale = [Arg::F32(d.scale as f32)];
-        gpu.launch(&plan, operands.chain(numbers.map(Arg::number)).chain(scale))?;
+        gpu.launch(&plan, operands.chain(numbers).chain(scale))?;
         return Ok(Output { out, lse });
     }
     dispatch_float!(dtype, T => kernel::forward::<T>(
@@ -184,11 +184,11 @@ fn backward_on_gpu(
 /// As for [`forward`].
 pub fn probabilities(operands: Operands, options: Attention) -> Result<Tensor> {
     let (d, dtype, gpu) = descriptor(operands, options)?;
-    let operands = Contiguous::new(operands)?;
     let shape = [d.n, d.heads, d.queries, d.context + d.keys];
     if let Some(gpu) = gpu {
-        return Err(gpu.missing("the attention map"));
+        return map_on_gpu(&gpu, &d, operands, options);
     }
+    let operands = Contiguous::new(operands)?;
     let mut map = Tensor::uninit(shape, dtype, operands.q.device());
     dispatch_float!(dtype, T => kernel::probabilities::<T>(
         &d,
@@ -198,6 +198,35 @@ pub fn probabilities(operands: Operands, options: Attention) -> Result<Tensor> {
         operands.context()?.map(|(k, _)| k),
         operands.mask()?,
     ));
+    Ok(map)
+}
+
+/// [`probabilities`] from the log-sum-exps that a forward pass leaves.
+fn map_on_gpu(
+    gpu: &Gpu,
+    d: &kernel::Attention,
+    operands: Operands,
+    options: Attention,
+) -> Result<Tensor> {
+    let (dtype, device) = (operands.q.dtype(), operands.q.device());
+    let call = gpu.plan(ptx::map::config(d, gpu.storage(dtype), gpu.arch))?;
+    let Output { lse, .. } = forward(operands, options)?;
+    let Contiguous {
+        q,
+        k,
+        context,
+        mask,
+        ..
+    } = Contiguous::new(operands)?;
+    let shape = [d.n, d.heads, d.queries, d.context + d.keys];
+    let mut map = Tensor::uninit(shape, dtype, device);
+    let context_k = context.as_ref().map(|(k, _)| k);
+    let written = [Arg::Write(&mut map)].into_iter();
+    let read = [&lse, &q, &k].map(Arg::Read);
+    let optional = [context_k, mask.as_ref()].map(Arg::optional);
+    let [context_k, mask] = optional;
+    let last = [context_k, Arg::F32(d.scale as f32), mask];
+    gpu.call(&call, written.chain(read).chain(last))?;
     Ok(map)
 }
 
