@@ -3,13 +3,17 @@
 
 pub use kernels::ops::optimizer::muon::{Matrix, Rates};
 
-use kernels::ops::optimizer::muon;
+use bytemuck::Zeroable;
+use kernels::ops::optimizer::Clip;
+use kernels::ops::optimizer::muon::{self, ptx};
 
 use crate::check::dispatch_float;
+use crate::gpu::{Arg, Gpu};
 use crate::ops::binary::{self, Binary};
 use crate::ops::matmul::{self, Transpose};
+use crate::ops::optimizer::{bytes, gradient_dtype};
 use crate::ops::{affine, l2_normalize};
-use crate::{Accum, Check, Result, Tensor};
+use crate::{Accum, Check, DType, Result, Tensor};
 
 /// Steps of the iteration, and its polynomial a·x + b·x³ + c·x⁵: Jordan et al. chose it for its slope at zero, so that after
 /// five steps singular values from 0.01 on lie between about 0.7 and 1.2, which is near enough to 1.
@@ -91,12 +95,12 @@ pub fn direct(
     matrices: &[Matrix],
 ) -> Result<()> {
     let check = Check::new("muon", &[("gradient", gradient), ("m", m)]);
-    let dtype = check.same_float()?;
+    let dtype = gradient_dtype(&check, gradient, &[("m", m)])?;
     let device = gradient.device();
     check.shape("m", m, &[gradient.len()])?;
     inside(&check, matrices, gradient.len())?;
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the op"));
+        return direct_on_gpu(&gpu, gradient, m, momentum, gradient_scale, matrices);
     }
     dispatch_float!(dtype, T => muon::momentum::<T>(
         gradient.as_mut_slice()?, m.as_mut_slice()?, momentum, gradient_scale, matrices
@@ -111,14 +115,57 @@ pub fn direct(
                 x.copy_from_slice(&all[matrix.range()]);
             }
         });
-        let scale = 0.2 * (rows.max(columns) as f64).sqrt();
-        let x = affine::forward(&orthogonalize(&x)?, scale, 0.0)?;
+        let x = affine::forward(&orthogonalize(&x)?, scale(&group[0]), 0.0)?;
         dispatch_float!(dtype, T => {
             let all = gradient.as_mut_slice::<T>()?;
             for (x, matrix) in x.as_slice::<T>()?.chunks(len).zip(&group) {
                 all[matrix.range()].copy_from_slice(x);
             }
         });
+    }
+    Ok(())
+}
+
+/// What gives the elements of a direction the size that AdamW's have.
+fn scale(matrix: &Matrix) -> f64 {
+    0.2 * (matrix.rows.max(matrix.columns) as f64).sqrt()
+}
+
+/// [`direct`], the gradient in any storage, directions in f32 until they take its place.
+fn direct_on_gpu(
+    gpu: &Gpu,
+    gradient: &mut Tensor,
+    m: &mut Tensor,
+    momentum: f64,
+    gradient_scale: f64,
+    matrices: &[Matrix],
+) -> Result<()> {
+    let (storage, device) = (gpu.storage(gradient.dtype()), gradient.device());
+    let clip = Clip {
+        gradient_scale: gradient_scale as f32,
+        ..Clip::zeroed()
+    };
+    let clip = bytes(&[clip], device);
+    for group in groups(matrices) {
+        let Matrix { rows, columns, .. } = group[0];
+        let mut x = Tensor::uninit([group.len(), rows, columns], DType::F32, device);
+        let starts = bytes(&ptx::starts(&group), device);
+        let call = gpu.plan(ptx::config(ptx::Momentum, storage, &group))?;
+        let written = [Arg::Update(m), Arg::Write(&mut x)].into_iter();
+        let read = [&*gradient, &starts, &clip].map(Arg::Read);
+        let betas = [momentum, 1.0 - momentum].map(|beta| Arg::F32(beta as f32));
+        gpu.call(&call, written.chain(read).chain(betas))?;
+
+        let x = orthogonalize(&x)?;
+        let call = gpu.plan(ptx::config(ptx::Place, storage, &group))?;
+        let scale = Arg::F32(scale(&group[0]) as f32);
+        let operands = [
+            Arg::Update(gradient),
+            Arg::Read(&x),
+            Arg::Read(&starts),
+            scale,
+        ];
+        gpu.call(&call, operands)?;
     }
     Ok(())
 }
@@ -140,17 +187,39 @@ pub fn descend(
         ("ema", &*ema),
     ];
     let check = Check::new("muon", &operands);
-    let dtype = check.same_float()?;
+    let others = [operands[0], operands[2]];
+    let dtype = gradient_dtype(&check, direction, &others)?;
     for (name, tensor) in operands {
         check.shape(name, tensor, &[direction.len()])?;
     }
     inside(&check, matrices, direction.len())?;
     if let Some(gpu) = check.gpu() {
-        return Err(gpu.missing("the op"));
+        return descend_on_gpu(&gpu, parameters, direction, ema, rates, matrices);
     }
     dispatch_float!(dtype, T => muon::descend::<T>(
         parameters.as_mut_slice()?, direction.as_slice()?, ema.as_mut_slice()?, rates, matrices
     ));
+    Ok(())
+}
+
+/// [`descend`], the direction in any storage.
+fn descend_on_gpu(
+    gpu: &Gpu,
+    parameters: &mut Tensor,
+    direction: &Tensor,
+    ema: &mut Tensor,
+    rates: Rates,
+    matrices: &[Matrix],
+) -> Result<()> {
+    let (storage, device) = (gpu.storage(direction.dtype()), direction.device());
+    let scalars = bytes(&ptx::descent(rates), device);
+    for group in groups(matrices) {
+        let starts = bytes(&ptx::starts(&group), device);
+        let call = gpu.plan(ptx::config(ptx::Descend, storage, &group))?;
+        let updated = [&mut *parameters, &mut *ema].map(Arg::Update).into_iter();
+        let read = [direction, &starts, &scalars].map(Arg::Read);
+        gpu.call(&call, updated.chain(read))?;
+    }
     Ok(())
 }
 

@@ -51,9 +51,24 @@ fn norm_on_gpu(gpu: &Gpu, gradient: &Tensor) -> Result<f64> {
 }
 
 /// Plain data where kernels read it.
-fn bytes<T: bytemuck::NoUninit>(data: &[T], device: Device) -> Tensor {
+pub(crate) fn bytes<T: bytemuck::NoUninit>(data: &[T], device: Device) -> Tensor {
     let bytes: &[u8] = bytemuck::cast_slice(data);
     Tensor::from_slice(bytes, [bytes.len()], device)
+}
+
+/// The dtype of the gradient. On the CPU the other arenas have it too; on GPUs they are f32, whatever it is stored in.
+pub(crate) fn gradient_dtype(
+    check: &Check,
+    gradient: &Tensor,
+    others: &[(&str, &Tensor)],
+) -> Result<DType> {
+    if check.gpu().is_none() {
+        return check.same_float();
+    }
+    for (name, arena) in others {
+        check.dtype(name, arena, DType::F32)?;
+    }
+    check.floats(&[gradient])
 }
 
 /// The arenas of an optimiser, all of one layout and flat.
@@ -83,19 +98,13 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
         v,
         ema,
     } = arenas;
-    let operands = [
-        ("parameters", &*parameters),
-        ("gradient", gradient),
-        ("m", &*m),
-        ("v", &*v),
-    ];
-    let check = Check::new("adamw", &operands).optional("ema", ema.as_deref());
-    let dtype = check.same_float()?;
+    let mut others = vec![("parameters", &*parameters), ("m", &*m), ("v", &*v)];
+    others.extend(ema.as_deref().map(|ema| ("ema", ema)));
+    let operands = [&others[..1], &[("gradient", gradient)], &others[1..]].concat();
+    let check = Check::new("adamw", &operands);
+    let dtype = gradient_dtype(&check, gradient, &others)?;
     let len = parameters.len();
-    let tensors = operands
-        .into_iter()
-        .chain(ema.as_deref().map(|ema| ("ema", ema)));
-    for (name, tensor) in tensors {
+    for (name, tensor) in &operands {
         check.shape(name, tensor, &[len])?;
     }
     let ascending = runs.windows(2).all(|pair| pair[0].end <= pair[1].start);
@@ -106,7 +115,6 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
         "the runs must be ascending and inside the arenas".into()
     })?;
     if let Some(gpu) = check.gpu() {
-        check.dtype("parameters", parameters, DType::F32)?;
         let device = parameters.device();
         let portions = gpu.plan(ptx::portions(runs))?;
         let storage = gpu.storage(dtype);
