@@ -59,39 +59,9 @@ pub fn forward(
     let mut mean = Tensor::uninit([d.n, d.groups], statistics(dtype), x.device());
     let mut rstd = Tensor::uninit([d.n, d.groups], statistics(dtype), x.device());
     if let Some(gpu) = check.gpu() {
-        let sizes = gpu.plan(ptx::sizes(&d, gpu.storage(dtype)))?;
-        let numbers = || [d.pixels, d.c, d.groups].map(Arg::number).into_iter();
-        let mut partials = Tensor::uninit([sizes.partials], DType::F32, x.device());
-        let plan = Plan {
-            variant: Moments(sizes.channels),
-            grid: sizes.pixels_grid,
-        };
-        let operands = [Arg::Write(&mut partials), Arg::Read(&x)];
-        gpu.launch(&plan, operands.into_iter().chain(numbers()))?;
-        let plan = Plan {
-            variant: Merge,
-            grid: sizes.groups_grid,
-        };
-        let operands = [
-            Arg::Write(&mut mean),
-            Arg::Write(&mut rstd),
-            Arg::Read(&partials),
-        ];
-        let last = [Arg::number(d.n), Arg::F32(d.eps as f32)];
-        gpu.launch(&plan, operands.into_iter().chain(numbers()).chain(last))?;
-        let variant = Apply {
-            channels: sizes.channels,
-            silu: d.silu,
-        };
-        let plan = Plan {
-            variant,
-            grid: sizes.pixels_grid,
-        };
-        let read = [&x, &mean, &rstd, &gamma, &beta].map(Arg::Read);
-        let operands = [Arg::Write(&mut y)].into_iter().chain(read);
-        let operands = operands.chain([Arg::optional(scale_shift.as_ref())]);
-        gpu.launch(&plan, operands.chain(numbers()))?;
-        return Ok(Output { y, mean, rstd });
+        let output = Output { y, mean, rstd };
+        let affine = [Some(&gamma), Some(&beta), scale_shift.as_ref()];
+        return forward_on_gpu(&gpu, &d, output, &x, affine);
     }
     dispatch_float!(dtype, T => kernel::forward::<T>(
         &d,
@@ -103,6 +73,62 @@ pub fn forward(
         beta.as_slice()?,
         scale_shift.as_ref().map(Tensor::as_slice).transpose()?,
     ));
+    Ok(Output { y, mean, rstd })
+}
+
+/// [`forward`] with contiguous operands, of which `affine` are gamma, beta, and scale and shift if there are any.
+fn forward_on_gpu(
+    gpu: &Gpu,
+    d: &kernel::GroupNorm,
+    output: Output,
+    x: &Tensor,
+    affine: [Option<&Tensor>; 3],
+) -> Result<Output> {
+    let Output {
+        mut y,
+        mut mean,
+        mut rstd,
+    } = output;
+    let storage = gpu.storage(x.dtype());
+    let sizes = gpu.plan(ptx::sizes(d, storage))?;
+    let eps = Arg::F32(d.eps as f32);
+    if let Some(call) = ptx::whole::config(d, storage) {
+        let written = [&mut y, &mut mean, &mut rstd].map(Arg::Write).into_iter();
+        let read = [Arg::Read(x)].into_iter().chain(affine.map(Arg::optional));
+        gpu.call(&call, written.chain(read).chain([eps]))?;
+        return Ok(Output { y, mean, rstd });
+    }
+    let numbers = || [d.pixels, d.c, d.groups].map(Arg::number).into_iter();
+    let mut partials = Tensor::uninit([sizes.partials], DType::F32, x.device());
+    let plan = Plan {
+        variant: Moments(sizes.channels),
+        grid: sizes.pixels_grid,
+    };
+    let operands = [Arg::Write(&mut partials), Arg::Read(x)];
+    gpu.launch(&plan, operands.into_iter().chain(numbers()))?;
+    let plan = Plan {
+        variant: Merge,
+        grid: sizes.groups_grid,
+    };
+    let operands = [
+        Arg::Write(&mut mean),
+        Arg::Write(&mut rstd),
+        Arg::Read(&partials),
+    ];
+    let last = [Arg::number(d.n), eps];
+    gpu.launch(&plan, operands.into_iter().chain(numbers()).chain(last))?;
+    let variant = Apply {
+        channels: sizes.channels,
+        silu: d.silu,
+    };
+    let plan = Plan {
+        variant,
+        grid: sizes.pixels_grid,
+    };
+    let written = [Arg::Write(&mut y)].into_iter();
+    let read = [x, &mean, &rstd].map(Arg::Read).into_iter();
+    let read = read.chain(affine.map(Arg::optional));
+    gpu.launch(&plan, written.chain(read).chain(numbers()))?;
     Ok(Output { y, mean, rstd })
 }
 
