@@ -144,9 +144,8 @@ impl Grads {
 
 /// A gradient that a kernel may add to: one that [`Grads::give`] moved in may be a view, or shared.
 fn writable(mut gradient: Tensor) -> Result<Tensor> {
-    if gradient.is_unique() && gradient.is_contiguous() {
-        Ok(gradient)
-    } else {
-        gradient.detach_copy()
+    match gradient.is_writable() {
+        true => Ok(gradient),
+        false => gradient.detach_copy(),
     }
 }

@@ -17,7 +17,7 @@ use crate::{Accum, Check, DType, Device, Error, Result, Tensor};
 
 /// Bytes that every buffer's address is a multiple of: the widest access of a kernel. Views that begin elsewhere are
 /// copied first.
-const ALIGNMENT: usize = 16;
+pub(crate) const ALIGNMENT: usize = 16;
 
 /// What one parameter of a kernel is given. Tensors lie on the device of the launch.
 pub(crate) enum Arg<'a> {

@@ -8,7 +8,7 @@ use kernels::Buffer;
 use kernels::ops::copy::ptx::Copy;
 use kernels::ptx::Storage;
 
-use crate::gpu::Arg;
+use crate::gpu::{ALIGNMENT, Arg};
 use crate::{Accum, Check, DType, Device, Element, Error, Operand, Result, Shape};
 
 /// A view of shared storage, immutable unless it is the storage's only owner.
@@ -182,8 +182,19 @@ impl Tensor {
             || (0..self.rank()).all(|i| self.shape[i] == 1 || self.strides[i] == expected[i])
     }
 
-    /// Whether no other tensor shares the storage, so that it may be written.
-    pub fn is_unique(&mut self) -> bool {
+    /// Whether kernels can write it as it is: it is contiguous, shares its storage with no other tensor, and on a GPU begins
+    /// where they can.
+    pub fn is_writable(&mut self) -> bool {
+        let alignment = match self.device.arch() {
+            None => 1,
+            Some(_) => ALIGNMENT,
+        };
+        let aligned = (self.offset * self.dtype.size()).is_multiple_of(alignment);
+        self.is_contiguous() && (aligned || self.is_empty()) && self.is_unique()
+    }
+
+    /// Whether no other tensor shares the storage.
+    fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.storage).is_some()
     }
 
