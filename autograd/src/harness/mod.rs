@@ -5,5 +5,6 @@
 
 pub mod budget;
 pub mod device;
+pub mod profile;
 pub mod run;
 pub mod values;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use autograd::harness::device::launches;
+use autograd::harness::profile::{Assembled, Assembler, Launches, Row, cases};
 use autograd::spec::{Case, OpSpec};
 use kernels::occupancy::Occupancy;
 use kernels::ptxas::Ptxas;
@@ -17,19 +17,21 @@ use crate::{Error, Result};
 ///
 /// One block for each launch: instructions by class, tensor-core operations, bytes of global memory against the fewest
 /// possible, sectors a request, bank conflicts; and registers, spills and occupancy where NVIDIA's assembler is found.
-/// Bytes are those of whole sectors, as if nothing were cached.
+/// Bytes are those of whole sectors, as if nothing were cached. Without an op: a table of all ops, forward and backward, in
+/// both storages, which takes some minutes.
 #[derive(clap::Args)]
 pub struct Profile {
-    op: String,
+    /// One op [default: all, as a table].
+    op: Option<String>,
     /// A case's name, or a part of it [default: the op's first case for timing].
     case: Option<String>,
-    /// How operands are stored.
-    #[arg(long, value_enum, default_value = "bf16")]
-    storage: Storage,
+    /// How operands are stored [default: bf16; both for all ops].
+    #[arg(long, value_enum)]
+    storage: Option<Storage>,
     /// The backward pass too.
     #[arg(long)]
     backward: bool,
-    /// One line for each launch.
+    /// One line of Markdown for each launch, and what kernels promise and do not keep.
     #[arg(long)]
     table: bool,
 }
@@ -40,44 +42,62 @@ impl Profile {
             Device::Cpu => Device::SIM,
             device => gpu(device)?,
         };
-        let (op, case) = self.case()?;
-        let dtype = self.storage.dtype();
-        let launches = launches(op, &case, device, dtype, self.backward)?;
         let ptxas = Ptxas::find(Path::new("."));
         if ptxas.is_none() {
             eprintln!(
                 "warning: no ptxas ($PTXAS, PATH, .venv): registers and occupancy are left out; tools/get-ptxas installs it"
             );
         }
-        if self.table {
-            println!("{HEADER}");
+        let mut assembler = Assembler::new(ptxas);
+        let mut profiled = |op: &dyn OpSpec, case: &Case, storage: Storage, backward| {
+            let ask = |launched: &Launched| -> Result<Option<Assembled>> {
+                let name = &launched.assembled.kernel.name;
+                let failed = |e| Error::failure(format!("{name}: {e}"));
+                assembler.ask(launched).map_err(failed)
+            };
+            Launches::new(op, case, device, storage.dtype(), backward, ask)
+        };
+        let mut broken = 0;
+        if let Some(op) = &self.op {
+            let (op, case) = self.case(op)?;
+            let storage = self.storage.unwrap_or(Storage::Bf16);
+            let launches = profiled(op, &case, storage, self.backward)?;
+            if self.table {
+                broken = launches.broken().len();
+                println!("{launches}");
+            } else {
+                println!("{}", launches.name);
+                for (row, launched) in launches.rows.iter().zip(&launches.all) {
+                    print_launch(row, launched);
+                }
+                println!("\n{}", launches.summary());
+            }
         } else {
-            println!("{}/{} {dtype} on {device}", op.name(), case.name);
-        }
-        for launched in &launches {
-            let assembled = Assembled::new(launched, ptxas.as_ref())?;
-            match self.table {
-                true => println!("{}", row(launched, &assembled)),
-                false => print_launch(launched, &assembled),
+            let storages = match self.storage {
+                Some(storage) => vec![storage],
+                None => vec![Storage::F32, Storage::Bf16],
+            };
+            for op in autograd::ops::ALL {
+                for &storage in &storages {
+                    for case in cases(*op, storage.dtype()) {
+                        let launches = profiled(*op, &case, storage, true)?;
+                        broken += launches.broken().len();
+                        println!("{launches}");
+                    }
+                }
             }
         }
-        let moved: u64 = launches.iter().map(|l| l.profile.moved_bytes()).sum();
-        let pass = if self.backward {
-            "passes move"
-        } else {
-            "pass moves"
-        };
-        println!(
-            "{} launches; the {pass} {moved} B, and the operands and results of a forward pass have {:.0} B",
-            launches.len(),
-            case.cost.elements * dtype.size() as f64
-        );
-        Ok(())
+        match broken {
+            0 => Ok(()),
+            n => Err(Error::failure(format!(
+                "{n} promises of kernels are broken"
+            ))),
+        }
     }
 
-    fn case(&self) -> Result<(&'static dyn OpSpec, Case)> {
+    fn case(&self, op: &str) -> Result<(&'static dyn OpSpec, Case)> {
         let part = self.case.as_deref().unwrap_or_default();
-        let mut found = find(Some(&self.op), part, Which::All)?;
+        let mut found = find(Some(op), part, Which::All)?;
         if self.case.is_none() {
             let benches = found.first().map_or(vec![], |(op, _)| op.benches());
             let first = benches.first().map(|case| case.name.clone());
@@ -98,48 +118,6 @@ impl Profile {
             ))),
         }
     }
-}
-
-/// What NVIDIA's assembler makes of a kernel, where it is found.
-struct Assembled {
-    registers: Option<u32>,
-    spilled: u32,
-    occupancy: Option<Occupancy>,
-}
-
-impl Assembled {
-    fn new(launched: &Launched, ptxas: Option<&Ptxas>) -> Result<Assembled> {
-        let Some(ptxas) = ptxas else {
-            return Ok(Assembled {
-                registers: None,
-                spilled: 0,
-                occupancy: None,
-            });
-        };
-        let kernel = &launched.assembled.kernel;
-        let report = ptxas
-            .assemble(kernel)
-            .map_err(|e| Error::failure(format!("{}: {e}", kernel.name)))?;
-        let threads = launched.launch.threads() as u32;
-        let shared = launched.profile.shared_bytes;
-        Ok(Assembled {
-            registers: Some(report.registers),
-            spilled: report.spill_store_bytes + report.spill_load_bytes,
-            occupancy: Some(Occupancy::new(
-                kernel.arch,
-                threads,
-                report.registers,
-                shared,
-            )),
-        })
-    }
-}
-
-/// Bytes moved for each that the launch touches at least once.
-fn excess(launched: &Launched) -> f64 {
-    let profile = &launched.profile;
-    let least = profile.unique_read() + profile.unique_written();
-    profile.moved_bytes() as f64 / least.max(1) as f64
 }
 
 /// Extra passes through shared memory's banks for each request to it.
@@ -171,19 +149,21 @@ fn sectors(launched: &Launched) -> [f64; 2] {
     [sectors, least].map(|n| n as f64 / requests.max(1) as f64)
 }
 
-fn print_launch(launched: &Launched, assembled: &Assembled) {
-    let kernel = &launched.assembled.kernel;
+fn print_launch(row: &Row, launched: &Launched) {
     let (profile, launch) = (&launched.profile, &launched.launch);
+    let kernel = &launched.assembled.kernel;
     let total = profile.total();
-    println!("\n{}", kernel.name);
+    println!("\n{}", row.kernel);
     println!(
         "  {} CTAs of {} threads, {} B of shared memory each",
-        launch.ctas(),
-        launch.threads(),
-        profile.shared_bytes
+        row.ctas, row.threads, row.shared
     );
-    if let (Some(registers), Some(occupancy)) = (assembled.registers, assembled.occupancy) {
-        let spilled = assembled.spilled;
+    if let Some(Assembled {
+        registers, spilled, ..
+    }) = row.assembled
+    {
+        let threads = launch.threads() as u32;
+        let occupancy = Occupancy::new(kernel.arch, threads, registers, profile.shared_bytes);
         println!("  {registers} registers, {spilled} B spilled; {occupancy}");
     }
     let mix = Class::ALL.into_iter().filter_map(|class| {
@@ -199,37 +179,15 @@ fn print_launch(launched: &Launched, assembled: &Assembled) {
     let [of_request, at_least] = sectors(launched);
     println!(
         "  {} B moved, {:.2} times those that it touches ({} read, {} written); {of_request:.2} sectors a request, {at_least:.2} at least",
-        profile.moved_bytes(),
-        excess(launched),
+        row.moved,
+        row.excess(),
         profile.unique_read(),
         profile.unique_written(),
     );
     println!(
-        "  {:.2} bank conflicts a request to shared memory",
-        conflicts(launched)
-    );
-}
-
-const HEADER: &str = "| kernel | CTAs | threads | registers | shared B | warps an SM | warp instructions | tensor FLOP | bytes moved | times least | sectors (least) | conflicts |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
-
-/// A line of Markdown.
-fn row(launched: &Launched, assembled: &Assembled) -> String {
-    let profile = &launched.profile;
-    let total = profile.total();
-    let known = |n: Option<u32>| n.map_or("–".to_string(), |n| n.to_string());
-    let [of_request, at_least] = sectors(launched);
-    format!(
-        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.2} | {of_request:.2} ({at_least:.2}) | {:.2} |",
-        launched.assembled.kernel.name,
-        launched.launch.ctas(),
-        launched.launch.threads(),
-        known(assembled.registers),
-        profile.shared_bytes,
-        known(assembled.occupancy.map(|o| o.warps)),
-        total.warps,
-        total.matrix_flops,
-        profile.moved_bytes(),
-        excess(launched),
+        "  {:.2} bank conflicts a request to shared memory; {} in the main loop, {} in all",
         conflicts(launched),
-    )
+        row.main_conflicts,
+        row.conflicts,
+    );
 }
