@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod element;
 mod gemm;
 pub mod launch;
+pub mod map;
 pub mod math;
 pub mod occupancy;
 pub mod ops;

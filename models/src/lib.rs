@@ -10,6 +10,7 @@ pub mod config;
 pub mod diffusion;
 mod error;
 mod folder;
+pub mod import;
 mod model;
 pub mod nn;
 pub mod pipeline;

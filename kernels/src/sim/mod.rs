@@ -9,7 +9,6 @@
 
 pub mod error;
 mod exec;
-mod main_part;
 mod matrix;
 mod memory;
 mod parse;

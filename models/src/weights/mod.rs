@@ -4,22 +4,23 @@
 //! weights are [out, kh, kw, in] in memory and [out, in, kh, kw] in files; [`load`] and [`save`] are the one place
 //! where that changes.
 
+pub(crate) mod file;
+
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use autograd::{DType, Device, FileLayout, ParamInfo, ParamLayout, Params};
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use autograd::{DType, Device, FileLayout, ParamLayout, Params};
+use half::bf16;
+use safetensors::{Dtype, SafeTensorError, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use tensor::{Shape, Tensor};
+use tensor::Tensor;
 
+use self::file::{Source, WeightFile, pickle};
 use crate::diffusion::SchedulerConfig;
 use crate::folder::Folder;
 use crate::model::{Class, Library, Loaded, Model, declare};
@@ -70,18 +71,9 @@ pub fn load<M: Model>(dir: impl Into<Folder>, dtype: DType, device: Device) -> R
     let config = load_config::<M>(&dir)?;
     let (model, layout) = declare::<M>(&config)?;
     let file = M::CLASS.library.weights_file();
-    let pickle = M::CLASS.library.pickle_file();
-    if !dir.has(file) && dir.has(pickle) {
-        let (path, pickle) = (dir.path(file), dir.path(pickle));
-        return Err(Error::Format {
-            reason: format!(
-                "it is a pickle, which can run code when opened; convert it once with: python -c \"import torch, \
-                 safetensors.torch as s; s.save_file(torch.load('{}', weights_only=True), '{}')\"",
-                pickle.display(),
-                path.display()
-            ),
-            path: pickle,
-        });
+    let old = M::CLASS.library.pickle_file();
+    if !dir.has(file) && dir.has(old) {
+        return Err(pickle(&dir.path(old)));
     }
     let params = load_params(&dir, file, M::CLASS.name, layout, dtype, device)?;
     Ok(Loaded { model, params })
@@ -163,78 +155,13 @@ pub fn load_params(
     dtype: DType,
     device: Device,
 ) -> Result<Params> {
-    let path = dir.path(file);
-    let bytes = dir.read(file, u64::MAX).map_err(Error::read(&path))?;
-    let malformed = |reason: String| Error::Format {
-        path: path.clone(),
-        reason,
-    };
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
-
-    let mut stored: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    let file = WeightFile::open(dir.path(file))?;
+    let mut tensors = file.tensors()?;
     // A constant counter that older transformers saved beside the weights.
-    stored.retain(|name, _| !name.ends_with("embeddings.position_ids"));
-    let mut differences = Vec::new();
-    let mut found = Vec::with_capacity(layout.len());
-    for (id, info) in layout.iter() {
-        match stored.remove(&info.name) {
-            None => differences.push(format!("{} {} is missing", info.name, info.file_shape())),
-            Some(view) if *view.shape() != *info.file_shape() => differences.push(format!(
-                "{} is {:?}, it must be {}",
-                info.name,
-                view.shape(),
-                info.file_shape()
-            )),
-            Some(view) if !is_float(view.dtype()) => differences.push(format!(
-                "{} holds {:?}, it must hold floating-point numbers",
-                info.name,
-                view.dtype()
-            )),
-            Some(view) => found.push((id, view)),
-        }
-    }
-    let unexpected = stored
-        .iter()
-        .map(|(name, view)| format!("{name} {:?} is unexpected", view.shape()));
-    differences.extend(unexpected);
-    if !differences.is_empty() {
-        return Err(Error::Mismatch {
-            path,
-            class,
-            differences,
-        });
-    }
-
-    let mut params = Params::zeros(layout.clone(), dtype, device);
-    for (id, view) in found {
-        params.set(id, &from_file(&view, layout.info(id))?)?;
-    }
-    Ok(params)
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
-}
-
-/// A stored tensor in the host's memory, in memory's layout; its dtype is the file's.
-fn from_file(view: &TensorView, info: &ParamInfo) -> Result<Tensor> {
-    fn read<T: tensor::Element>(bytes: &[u8], shape: Shape) -> Tensor {
-        // Files do not align tensors: the bytes are copied into place.
-        let mut values = vec![T::zeroed(); shape.elements()];
-        bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-        Tensor::from_slice(&values, shape, Device::Cpu)
-    }
-    let (bytes, shape) = (view.data(), info.file_shape());
-    let tensor = match view.dtype() {
-        Dtype::F64 => read::<f64>(bytes, shape),
-        Dtype::F16 => read::<f16>(bytes, shape),
-        Dtype::BF16 => read::<bf16>(bytes, shape),
-        _ => read::<f32>(bytes, shape),
-    };
-    Ok(match info.file_layout {
-        FileLayout::Same => tensor,
-        FileLayout::Oihw => tensor.permute(&[0, 2, 3, 1])?,
-    })
+    tensors.ignore(|name| name.ends_with("embeddings.position_ids"));
+    let found = tensors.find(layout, |info| Some(Source::whole(&info.name)));
+    tensors.check(class)?;
+    found.into_params(dtype, device)
 }
 
 /// A parameter as it goes into a file.
