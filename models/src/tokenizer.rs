@@ -334,10 +334,11 @@ fn tokenizer_json(
     start: u32,
     end: u32,
 ) -> Value {
+    // Looked for in the lower-cased text, as OpenAI's tokenizer and transformers before its release 5 do.
     let marker = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true,
+            "normalized": true, "special": true,
         })
     };
     let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
