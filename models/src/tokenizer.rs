@@ -145,6 +145,14 @@ impl Tokenizer {
         let pad = &config["pad_token"];
         let pad = pad.as_str().or(pad["content"].as_str()).unwrap_or(END);
         if dir.has(WHOLE) {
+            // The library cuts the merges by it without a look at them.
+            let prefix = &read_json(&dir, WHOLE)?["model"]["continuing_subword_prefix"];
+            if prefix.as_str().is_some_and(|prefix| !prefix.is_empty()) {
+                return error(format!(
+                    "{} marks the insides of words; it is not CLIP's",
+                    dir.path(WHOLE).display()
+                ));
+            }
             return match tokenizers::Tokenizer::from_bytes(read(&dir, WHOLE)?) {
                 Ok(inner) => Self::wrap(inner, pad, context_length),
                 Err(reason) => error(format!(

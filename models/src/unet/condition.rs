@@ -164,8 +164,11 @@ impl UNet2DConditionConfig {
 
     /// The width of the time embedding, which `class_labels` share.
     pub fn time_embed_dim(&self) -> usize {
-        self.time_embedding_dim
-            .unwrap_or(4 * self.block_out_channels.first().copied().unwrap_or(0))
+        self.time_embedding_dim.unwrap_or_else(|| {
+            self.block_out_channels
+                .first()
+                .map_or(0, |c| c.saturating_mul(4))
+        })
     }
 
     fn plan(&self) -> Result<Plan> {

@@ -184,7 +184,9 @@ impl UNet2DConfig {
                 .collect(),
             mid,
             resnet: ResnetStyle {
-                time_channels: self.time_embedding_dim.unwrap_or(4 * channels[0]),
+                time_channels: self
+                    .time_embedding_dim
+                    .unwrap_or(channels[0].saturating_mul(4)),
                 groups: self.norm_num_groups,
                 eps: self.norm_eps,
                 dropout: self.dropout,
