@@ -9,6 +9,7 @@
 
 pub mod error;
 mod exec;
+mod main_part;
 mod matrix;
 mod memory;
 mod parse;

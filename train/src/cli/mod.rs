@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod generate;
+mod import;
 mod kernels;
 mod probe;
 mod train;
@@ -43,6 +44,8 @@ enum Command {
     Train(train::Train),
     Assemble(assemble::Assemble),
     Generate(generate::Generate),
+    #[command(subcommand)]
+    Import(import::Command),
     Eval(eval::Eval),
     #[command(subcommand)]
     Data(data::Command),
@@ -88,6 +91,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Train(train) => on_the_cpu(device, "train").and_then(|()| train.run()),
         Command::Assemble(assemble) => assemble.run(),
         Command::Generate(generate) => generate.run(device),
+        Command::Import(command) => command.run(),
         Command::Eval(eval) => eval.run(device),
         Command::Data(command) => command.run(),
         Command::Probe(probe) => probe.run(device),

@@ -7,8 +7,8 @@ use super::super::error::{Fault, Outcome, Rule};
 use super::lexer::{Lexed, Token, lex};
 use super::types::Type;
 use super::{
-    Entry, Instruction, MAX_REGISTERS, MAX_VARIABLE_BYTES, Module, Operand, Param, Register, Space,
-    Variable,
+    Entry, Instruction, MAX_BLOCKS, MAX_REGISTERS, MAX_VARIABLE_BYTES, Module, Operand, Param,
+    Register, Space, Variable,
 };
 
 /// Parses a whole text.
@@ -446,6 +446,9 @@ impl<'t> Parser<'t> {
             match token {
                 Token::Punct(b'{') => {
                     self.at += 1;
+                    if scopes.len() == MAX_BLOCKS {
+                        return self.fault(format!("more than {MAX_BLOCKS} blocks in one another"));
+                    }
                     scopes.push(HashMap::new());
                 }
                 Token::Punct(b'}') => {

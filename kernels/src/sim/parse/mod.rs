@@ -13,6 +13,8 @@ pub use grammar::parse;
 
 /// Registers of one entry, all scopes together. ptxas gives a thread 255; virtual ones are more, but not unbounded.
 pub const MAX_REGISTERS: usize = 1 << 16;
+/// Blocks inside of one another: more than anybody writes, and few enough to look names up in all of them.
+pub const MAX_BLOCKS: usize = 256;
 /// Bytes that all initialised or zeroed variables of a module may take.
 pub const MAX_VARIABLE_BYTES: u64 = 64 << 20;
 

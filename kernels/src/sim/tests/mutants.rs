@@ -85,7 +85,7 @@ fn every_mutant_of_attention_is_caught() {
             Ok(plan) => plan,
             Err(refused) => panic!("{refused}"),
         };
-        let sizes = [d.heads, d.queries, d.keys, d.context, 1].map(|size| size as u32);
+        let sizes = attention::sizes(&d);
         let operands: Vec<Operand> = [
             out(storage, d.queries * d.head_dim),
             out(Storage::F32, d.queries),

@@ -1,8 +1,57 @@
 //! One head of one image: where its tokens lie in memory, how they come into shared memory, and which keys a query sees.
 
+use crate::ops::matmul::ptx::operand::Element;
 use crate::ptx::{
-    Assembler, F32, Global, Layout, Pointer, Position, Pred, Tile, Type, U8, U32, U64, Value,
+    Assembler, B32, F32, Global, Layout, Pointer, Position, Pred, Storage, Tile, Type, U8, U32,
+    U64, Value,
 };
+
+/// How the elements of a head fill a kernel's tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadDim {
+    /// Elements of a row of a tile: a head's own ones, and zeros behind them.
+    pub padded: u32,
+    /// Whether heads have whole chunks of 16 bytes. Where they have not, elements are copied one by one.
+    pub aligned: bool,
+}
+
+/// The widest head that kernels take.
+pub const LARGEST_HEAD_DIM: usize = 128;
+
+impl HeadDim {
+    /// Rows of tiles, where heads have whole chunks: every number of steps of an `mma` from two on.
+    pub const ALIGNED: [u32; 7] = [32, 48, 64, 80, 96, 112, 128];
+    /// Where they have not: a few, since copies cost more than the zeros.
+    const UNALIGNED: [u32; 3] = [32, 64, 128];
+
+    /// The tiles for heads of `elements` elements; none where they have none, or too many.
+    pub fn of(elements: usize, storage: Storage) -> Option<HeadDim> {
+        let aligned = elements.is_multiple_of(storage.chunk() as usize);
+        let fits = |dim: &HeadDim| dim.aligned == aligned && dim.padded as usize >= elements;
+        HeadDim::all().find(fits).filter(|_| elements > 0)
+    }
+
+    /// All that kernels are written for.
+    pub fn all() -> impl Iterator<Item = HeadDim> {
+        let of = |aligned| move |padded| HeadDim { padded, aligned };
+        let aligned = HeadDim::ALIGNED.into_iter().map(of(true));
+        aligned.chain(HeadDim::UNALIGNED.into_iter().map(of(false)))
+    }
+
+    /// A part of a kernel's name.
+    pub fn label(self) -> String {
+        let alignment = if self.aligned { "" } else { "_any" };
+        format!("d{}{alignment}", self.padded)
+    }
+}
+
+/// For a kernel's contract.
+impl std::fmt::Display for HeadDim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.aligned { "whole chunks" } else { "any" };
+        write!(f, "head_dim {kind} up to {}", self.padded)
+    }
+}
 
 /// What the rows of a CTA are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +65,11 @@ pub enum RowsAre {
 #[derive(Clone, Copy)]
 pub struct Head<'k> {
     pub k: &'k Assembler,
+    /// Elements of a row of a tile.
     pub head_dim: u32,
+    /// Those that the head has in memory.
+    width: Value<'k, U32>,
+    aligned: bool,
     pub heads: Value<'k, U32>,
     pub queries: Value<'k, U32>,
     /// Own keys.
@@ -36,15 +89,19 @@ pub struct Head<'k> {
 impl<'k> Head<'k> {
     /// Declares the mask and the sizes, which follow the kernel's buffers, and deals out CTAs to heads: one for each
     /// `rows_per_cta` tokens. Also gives the CTA's number within its head, and the number of those.
-    pub fn of_cta(
+    pub fn of_cta<E: Type>(
         k: &'k Assembler,
-        head_dim: u32,
+        head_dim: HeadDim,
         rows: RowsAre,
         rows_per_cta: u32,
     ) -> (Head<'k>, Value<'k, U32>, Value<'k, U32>) {
         let mask = k.buffer::<U8>("mask").read_only();
-        let sizes = ["heads", "queries", "keys", "context"].map(|name| k.parameter::<U32>(name));
-        let [heads, queries, keys, context] = sizes;
+        let sizes = ["heads", "head_dim", "queries", "keys", "context"];
+        let [heads, width, queries, keys, context] = sizes.map(|name| k.parameter::<U32>(name));
+        if head_dim.aligned {
+            // What `config` has checked.
+            width.assume_multiple_of((16 / E::SIZE).into());
+        }
         let causal = k.parameter::<U32>("causal").ne(0);
         let total = context + keys;
         k.comment("which part of which head");
@@ -56,7 +113,9 @@ impl<'k> Head<'k> {
         let (index, part) = (k.cta_x() / parts, k.cta_x() % parts);
         let head = Head {
             k,
-            head_dim,
+            head_dim: head_dim.padded,
+            width,
+            aligned: head_dim.aligned,
             heads,
             queries,
             keys,
@@ -73,7 +132,12 @@ impl<'k> Head<'k> {
 
     /// Elements from one token to the next.
     pub fn pitch(&self) -> Value<'k, U32> {
-        self.heads * self.head_dim
+        self.heads * self.width
+    }
+
+    /// The first element of row `row` in a tensor [rows, head_dim].
+    pub fn row(&self, row: Value<'k, U32>) -> Value<'k, U32> {
+        row * self.width
     }
 
     /// The head's part of token 0 in a tensor [n, tokens, heads, head_dim].
@@ -83,12 +147,42 @@ impl<'k> Head<'k> {
         tokens: Value<'k, U32>,
     ) -> Pointer<'k, Global, E> {
         let token = self.image * tokens * self.heads + self.head;
-        tensor.at(token * self.head_dim)
+        tensor.at(self.row(token))
+    }
+
+    /// The number of the head's first query in a tensor [n, heads, queries].
+    pub fn first_row(&self) -> Value<'k, U32> {
+        (self.image * self.heads + self.head) * self.queries
     }
 
     /// The head's first query in a tensor [n, heads, queries].
     pub fn first_query(&self, tensor: Pointer<'k, Global, F32>) -> Pointer<'k, Global, F32> {
-        tensor.at((self.image * self.heads + self.head) * self.queries)
+        tensor.at(self.first_row())
+    }
+
+    /// Calls `body(element, values)` for those of a chunk's values, of which the first is element `element`, that the head
+    /// has: for all at once where rows consist of whole chunks, else one by one.
+    pub fn for_each_span(
+        &self,
+        element: Value<'k, U32>,
+        values: &[Value<'k, F32>],
+        body: impl Fn(Value<'k, U32>, &[Value<'k, F32>]),
+    ) {
+        let width = if self.aligned { values.len() } else { 1 };
+        for (span, i) in values.chunks(width).zip(0u32..) {
+            let element = if i == 0 { element } else { element + i };
+            self.k.if_(element.lt(self.width), || body(element, span));
+        }
+    }
+
+    /// How many of a chunk's `count` elements, of which the first is element `element`, the head has.
+    pub fn elements_from(&self, element: Value<'k, U32>, count: u32) -> Value<'k, U32> {
+        (self.width - element.min(self.width)).min(count)
+    }
+
+    /// Whether rows in memory consist of whole chunks of 16 bytes.
+    pub fn is_aligned(&self) -> bool {
+        self.aligned
     }
 
     /// Number of leading keys that a query may see.
@@ -146,7 +240,7 @@ fn lanes<E: Type>(head_dim: u32) -> u32 {
 }
 
 /// Rows of a tensor [n, tokens, heads, head_dim] and how a CTA copies tiles of them.
-pub struct Tokens<'k, E: Type> {
+pub struct Tokens<'k, E: Element> {
     head: Head<'k>,
     layout: Layout<E>,
     /// The row before which all others are counted, so that own rows continue those of the context.
@@ -155,6 +249,8 @@ pub struct Tokens<'k, E: Type> {
     context: Option<(Value<'k, U64>, Value<'k, U32>)>,
     count: Value<'k, U32>,
     pitch: Value<'k, U32>,
+    /// What of this thread's chunks the head has: bytes of whole chunks, or elements.
+    valid: Value<'k, U32>,
     /// This thread's place in a tile, whether it has one, and the rows from one of its chunks to the next.
     row: Value<'k, U32>,
     position: Position<'k, E>,
@@ -162,7 +258,7 @@ pub struct Tokens<'k, E: Type> {
     rows_apart: u32,
 }
 
-impl<'k, E: Type> Tokens<'k, E> {
+impl<'k, E: Element> Tokens<'k, E> {
     /// `count` tokens of `own`; or, with the context's tensor, all of the context and then `count` own ones.
     pub fn new(
         head: Head<'k>,
@@ -187,10 +283,8 @@ impl<'k, E: Type> Tokens<'k, E> {
             (lane.min(chunks - 1), Some(lane.lt(chunks)))
         };
         let pitch = head.pitch();
-        let column = |tensor: Pointer<'k, Global, E>| {
-            let column = tensor.at(chunk * layout.chunk_elements());
-            column.address()
-        };
+        let first_element = chunk * layout.chunk_elements();
+        let column = |tensor: Pointer<'k, Global, E>| tensor.at(first_element).address();
         let own = column(head.first_token(own, count));
         let (own, count, context) = match context {
             None => (own, count, None),
@@ -208,6 +302,10 @@ impl<'k, E: Type> Tokens<'k, E> {
             context,
             count,
             pitch,
+            valid: match head.aligned {
+                true => first_element.lt(head.width).select(16, 0),
+                false => head.elements_from(first_element, layout.chunk_elements()),
+            },
             row,
             position: layout.chunk(row, chunk),
             active,
@@ -215,7 +313,7 @@ impl<'k, E: Type> Tokens<'k, E> {
         }
     }
 
-    /// Starts to copy the rows from `first` on; zeros stand for those that do not exist.
+    /// Starts to copy the rows from `first` on; zeros stand for rows and elements that do not exist.
     pub fn copy(&self, tile: Tile<'k, E>, first: Value<'k, U32>) {
         let k = self.head.k;
         for down in (0..self.layout.rows()).step_by(self.rows_apart as usize) {
@@ -226,11 +324,33 @@ impl<'k, E: Type> Tokens<'k, E> {
             };
             let from = Pointer::<Global, E>::new(base).at(row * self.pitch);
             let to = tile.at(self.position.down(down));
-            let valid = row.lt(self.count).select::<U32>(16, 0);
+            let valid = row.lt(self.count).select(self.valid, 0);
+            if !self.head.aligned {
+                let words = self.load_elements(from, valid);
+                to.cast::<B32>()
+                    .store_vector([0, 1, 2, 3].map(|i: usize| words[i]));
+                continue;
+            }
             match self.active {
                 None => k.cp_async_16(to, from, Some(valid)),
                 Some(active) => k.when(active, || k.cp_async_16(to, from, Some(valid))),
             }
         }
+    }
+
+    /// The words of a chunk whose first `count` elements exist.
+    fn load_elements(
+        &self,
+        from: Pointer<'k, Global, E>,
+        count: Value<'k, U32>,
+    ) -> Vec<Value<'k, B32>> {
+        let k = self.head.k;
+        let element = |i: u32| {
+            let element = k.variable::<E>(Value::from_bits(0));
+            k.when(count.gt(i), || element.set(from.at(i).load()));
+            element.get()
+        };
+        let elements: Vec<_> = (0..self.layout.chunk_elements()).map(element).collect();
+        E::words(k, &elements)
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod backward;
 mod head;
+pub mod map;
 mod scalar;
 mod softmax;
 mod tensor;
@@ -12,11 +13,14 @@ mod tests;
 
 use super::Attention;
 use crate::launch::Arch;
+use crate::ops::matmul::ptx::operand::Element;
 use crate::ops::variants::{MAX_ELEMENTS, Plan, Refused, Variant, count};
 use crate::ptx::{
-    Assembler, Bf16, F32, Global, IntoValue, Pointer, Storage, Tile, Tiles, Type, U32, Value,
+    Assembler, Bf16, F32, Global, IntoValue, Pointer, Storage, Tile, Tiles, U32, Value,
 };
 use head::{Head, RowsAre, Tokens, layout};
+
+pub use head::HeadDim;
 
 /// Tiles of keys in shared memory: one is copied while another one is met.
 const STAGES: u32 = 2;
@@ -24,11 +28,11 @@ const STAGES: u32 = 2;
 /// out = softmax(scale · q·kᵀ)·v, and the log of each query's sum of exponentials.
 ///
 /// Launch with `Write(out), Write(lse), Read(q), Read(k), Read(v)`, `Read(context_k), Read(context_v)` or twice `Null`,
-/// `Read(mask)` or `Null`, `U32` of heads, queries, keys, context and causal (1 or 0), and `F32(scale)`.
+/// `Read(mask)` or `Null`, `U32` of [`sizes`], and `F32(scale)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
     pub storage: Storage,
-    pub head_dim: u32,
+    pub head_dim: HeadDim,
     pub keys: Keys,
 }
 
@@ -55,7 +59,8 @@ struct Tiling {
 
 impl Tiling {
     fn new(variant: Forward) -> Tiling {
-        let (warps, rows, columns) = match (variant.storage, variant.keys, variant.head_dim) {
+        let head_dim = variant.head_dim.padded;
+        let (warps, rows, columns) = match (variant.storage, variant.keys, head_dim) {
             // 96 queries, so that up to 96 tokens that attend to each other are one CTA and read their keys once: texts of
             // 77 and priors of 81 tokens, maps of 8x8.
             (Storage::Bf16, Keys::Once96, _) => (6, 16, 96),
@@ -82,17 +87,15 @@ impl Tiling {
     }
 }
 
-/// The head dims that kernels are written for.
-const HEAD_DIMS: [u32; 7] = [32, 48, 64, 80, 96, 112, 128];
-
 /// The kernel for a descriptor.
 ///
 /// # Errors
-/// If no kernel has the head dim, the scale is not positive, or an operand is larger than kernels count.
+/// If the head dim is above 128, the scale is not positive, or an operand is larger than kernels count.
 pub fn config(d: &Attention, storage: Storage, _arch: Arch) -> Result<Plan<Forward>, Refused> {
-    let head_dim = check(d)?;
+    let head_dim = check(d, storage)?;
     let total = d.keys + d.context;
     let keys = match storage {
+        _ if !head_dim.aligned => Keys::Streamed,
         // More queries than one CTA has would read all keys again.
         Storage::Bf16 if total <= 96 && d.queries <= 96 => Keys::Once96,
         Storage::Bf16 if total <= 160 => Keys::Once160,
@@ -116,15 +119,19 @@ pub fn config(d: &Attention, storage: Storage, _arch: Arch) -> Result<Plan<Forwa
     })
 }
 
-/// Refuses what kernels cannot do; gives the head dim.
-fn check(d: &Attention) -> Result<u32, Refused> {
-    let head_dim = HEAD_DIMS
-        .into_iter()
-        .find(|&dim| dim as usize == d.head_dim);
-    let Some(head_dim) = head_dim else {
+/// The sizes that launches pass: heads, head_dim, queries, keys, context, and 1 under causality.
+pub fn sizes(d: &Attention) -> [u32; 6] {
+    let causal = usize::from(d.causal);
+    [d.heads, d.head_dim, d.queries, d.keys, d.context, causal].map(|size| size as u32)
+}
+
+/// Refuses what kernels cannot do; gives the head dim that does it.
+fn check(d: &Attention, storage: Storage) -> Result<HeadDim, Refused> {
+    let Some(head_dim) = HeadDim::of(d.head_dim, storage) else {
         return Err(Refused(format!(
-            "head_dim is {}; GPU kernels have multiples of 16 from 32 to 128",
-            d.head_dim
+            "head_dim is {}; GPU kernels have 1 to {}",
+            d.head_dim,
+            head::LARGEST_HEAD_DIM
         )));
     };
     if !(d.scale > 0.0 && d.scale.is_finite()) {
@@ -155,11 +162,13 @@ impl Variant for Forward {
             (Storage::F32, Keys::Streamed),
         ];
         let of = |(storage, keys)| {
-            HEAD_DIMS.map(|head_dim| Forward {
-                storage,
-                head_dim,
-                keys,
-            })
+            HeadDim::all()
+                .filter(move |dim| dim.aligned || keys == Keys::Streamed)
+                .map(move |head_dim| Forward {
+                    storage,
+                    head_dim,
+                    keys,
+                })
         };
         kinds.into_iter().flat_map(of).collect()
     }
@@ -170,7 +179,7 @@ impl Variant for Forward {
             Keys::Once96 => "once96",
             Keys::Once160 => "once160",
         };
-        format!("{}_d{}_{keys}", self.storage.name(), self.head_dim)
+        format!("{}_{}_{keys}", self.storage.name(), self.head_dim.label())
     }
 
     fn block(&self) -> [u32; 3] {
@@ -186,7 +195,7 @@ impl Variant for Forward {
 }
 
 /// What the queries of a CTA have seen so far, spread over the registers of its threads.
-trait Queries<'k, E: Type>: Sized {
+trait Queries<'k, E: Element>: Sized {
     /// What keys weigh for queries: exponentials of scores.
     type Weights;
 
@@ -215,7 +224,7 @@ trait Queries<'k, E: Type>: Sized {
 }
 
 impl Forward {
-    fn write_as<'k, E: Type, Q: Queries<'k, E>>(&self, k: &'k Assembler) {
+    fn write_as<'k, E: Element, Q: Queries<'k, E>>(&self, k: &'k Assembler) {
         let tiling = Tiling::new(*self);
         let once = self.keys != Keys::Streamed;
         self.contract(k, tiling);
@@ -224,15 +233,19 @@ impl Forward {
         let [q, keys, values, context_keys, context_values] =
             ["q", "k", "v", "context_k", "context_v"].map(|name| k.buffer::<E>(name));
         let (head, part, parts) =
-            Head::of_cta(k, self.head_dim, RowsAre::Queries, tiling.cta_rows());
+            Head::of_cta::<E>(k, self.head_dim, RowsAre::Queries, tiling.cta_rows());
         let scale = k.parameter::<F32>("scale");
+        if !self.head_dim.aligned {
+            // Elements on their way take registers too: without this, ptxas would spill to fit more CTAs.
+            k.min_ctas(1);
+        }
         // Under causality the last queries have most to do: they begin first.
         let first = (parts - 1 - part) * tiling.cta_rows();
         let last = (first + (tiling.cta_rows() - 1)).min(head.queries - 1);
         let end = head.visible(last);
 
-        let q_layout = layout::<E>(tiling.cta_rows(), self.head_dim);
-        let key_layout = layout::<E>(tiling.columns, self.head_dim);
+        let q_layout = layout::<E>(tiling.cta_rows(), head.head_dim);
+        let key_layout = layout::<E>(tiling.columns, head.head_dim);
         let stages = if once { 1 } else { STAGES };
         let q_tile = k.shared_tile(q_layout);
         let key_tiles = k.shared_tiles(key_layout, stages);
@@ -298,9 +311,10 @@ impl Forward {
         } else {
             1
         };
-        let (scores, outputs) = (tiling.rows * keys / 32, tiling.rows * self.head_dim / 32);
+        let scores = tiling.rows * keys / 32;
+        let outputs = tiling.rows * self.head_dim.padded / 32;
         k.contract(&format!(
-            "out = softmax(scale * q*k^T) * v and lse = log(sum(exp(scale * q*k^T))), head_dim {}, {}.\n\
+            "out = softmax(scale * q*k^T) * v and lse = log(sum(exp(scale * q*k^T))), {}, {}.\n\
              Grid: n * heads * ceil(queries / {queries}) CTAs of {} threads, the last queries first.\n\
              {} queries a warp meet {keys} keys at a time, {}.\n\
              Shared memory: {queries} queries, and {stages} times {keys} keys and values.\n\

@@ -5,7 +5,9 @@ use super::backward::{Block as AnyBlock, Lane};
 use super::head::{Head, layout};
 use super::softmax::{Rows, Scores, Sight};
 use super::{Queries as AnyQueries, Tiling};
-use crate::ptx::{F32, Global, Layout, Pointer, Position, Tile, Tiles, Type, U32, Value, Variable};
+use crate::ptx::{
+    F32, Floats, Global, Layout, Pointer, Position, Tile, Tiles, Type, U32, Value, Variable,
+};
 
 /// Lanes along a row.
 const LANES: u32 = 8;
@@ -237,8 +239,11 @@ impl<'k> AnyQueries<'k, F32> for Queries<'k> {
         self.block
             .for_each_chunk(&self.outputs, |apart, element, values| {
                 let query = self.first + apart;
-                let to = out.at(query * self.head.pitch() + element);
-                k.when(query.lt(self.head.queries), || to.store_vector(values));
+                let row = Floats::F32(out.at(query * self.head.pitch()));
+                k.if_(query.lt(self.head.queries), || {
+                    let store = |element, values: &[_]| row.at(element).store_span(values);
+                    self.head.for_each_span(element, &values, store);
+                });
             });
     }
 }

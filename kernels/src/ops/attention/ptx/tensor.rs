@@ -257,8 +257,14 @@ impl<'k> Queries<'k> {
             let from: Pointer<'k, Shared, B32> = self.tile.at(from).cast();
             let query = self.first + row;
             let to = out.at(query * self.head.pitch() + chunk * 8);
-            k.if_(query.lt(self.head.queries), || {
-                to.cast::<B32>().store_vector(from.load_vector::<4>());
+            let elements = self.head.elements_from(chunk * 8, 8);
+            k.if_(query.lt(self.head.queries) & elements.gt(0), || {
+                if self.head.is_aligned() {
+                    to.cast::<B32>().store_vector(from.load_vector::<4>());
+                } else {
+                    let from = from.cast::<Bf16>();
+                    k.for_(0, elements, 1, |i| to.at(i).store(from.at(i).load()));
+                }
             });
         });
     }

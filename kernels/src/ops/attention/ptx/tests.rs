@@ -62,8 +62,7 @@ fn check(d: &Attention, storage: Storage, mask: Option<&[u8]>) -> (String, Profi
         _ => Bytes::In(encode(storage, x)),
     }));
     launch.push(mask.map_or(Bytes::Absent, |mask| Bytes::In(mask.to_vec())));
-    let sizes = [d.heads, d.queries, d.keys, d.context, d.causal.into()];
-    launch.extend(sizes.map(|size| Bytes::U32(size as u32)));
+    launch.extend(sizes(d).map(Bytes::U32));
     launch.push(Bytes::F32(d.scale as f32));
     let (written, profile) = simulate(&plan, &launch);
 
@@ -123,8 +122,8 @@ fn what_kernels_cannot_do_is_refused() {
     };
     let d = attention(5, 0, 5, 64);
     assert_eq!(
-        refuse(attention(5, 0, 5, 72)),
-        "head_dim is 72; GPU kernels have multiples of 16 from 32 to 128"
+        refuse(attention(5, 0, 5, 130)),
+        "head_dim is 130; GPU kernels have 1 to 128"
     );
     assert_eq!(
         refuse(Attention { scale: -1.0, ..d }),
@@ -135,11 +134,28 @@ fn what_kernels_cannot_do_is_refused() {
 
 #[test]
 fn every_head_dim() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in HeadDim::ALIGNED {
         for storage in Storage::ALL {
             check(&attention(9, 0, 18, head_dim as usize), storage, None);
             check(&attention(33, 100, 17, head_dim as usize), storage, None);
             check(&attention(70, 31, 170, head_dim as usize), storage, None);
+        }
+    }
+}
+
+/// Heads that fill no tile: fewer elements than the smallest one has, chunks between two tiles, and no whole chunks.
+const ODD_HEAD_DIMS: [usize; 8] = [1, 6, 8, 17, 24, 60, 88, 99];
+
+#[test]
+fn odd_head_dims() {
+    for head_dim in ODD_HEAD_DIMS {
+        for storage in Storage::ALL {
+            check(&attention(9, 0, 18, head_dim), storage, None);
+            let d = Attention {
+                causal: true,
+                ..attention(70, 31, 70, head_dim)
+            };
+            check(&d, storage, Some(&mask(&d)));
         }
     }
 }
@@ -171,7 +187,7 @@ fn odd_sizes_masks_and_causality() {
 /// Every access of a loop, and all but a few elsewhere, passes through the banks as fast as its width allows.
 #[test]
 fn shared_memory_has_no_bank_conflicts() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in HeadDim::ALIGNED {
         for (queries, keys) in [(96, 96), (64, 160), (128, 192)] {
             for storage in Storage::ALL {
                 let d = Attention {
@@ -336,12 +352,27 @@ fn check_backward(
 
 #[test]
 fn gradients_of_every_head_dim() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in HeadDim::ALIGNED {
         for storage in Storage::ALL {
             for (queries, context, keys) in [(9, 0, 18), (33, 40, 17), (70, 31, 100)] {
                 let d = attention(queries, context, keys, head_dim as usize);
                 check_backward(&d, storage, Accum::Replace, None);
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_odd_head_dims() {
+    for head_dim in ODD_HEAD_DIMS {
+        for storage in Storage::ALL {
+            let d = attention(9, 0, 18, head_dim);
+            check_backward(&d, storage, Accum::Replace, None);
+            let d = Attention {
+                causal: true,
+                ..attention(40, 31, 40, head_dim)
+            };
+            check_backward(&d, storage, Accum::Add, Some(&mask(&d)));
         }
     }
 }
@@ -429,7 +460,7 @@ fn gradients_that_nobody_wants_are_not_written() {
 /// Every access of a loop, and all but a few elsewhere, passes through the banks as fast as its width allows.
 #[test]
 fn gradients_have_no_bank_conflicts() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in HeadDim::ALIGNED {
         for storage in Storage::ALL {
             let d = Attention {
                 n: 1,

@@ -24,15 +24,15 @@ pub struct Apply {
 
 /// How many values a set has, their mean, and the sum of their squared distances from it.
 #[derive(Clone, Copy)]
-struct Set<'k> {
-    count: Value<'k, F32>,
-    mean: Value<'k, F32>,
-    squares: Value<'k, F32>,
+pub(super) struct Set<'k> {
+    pub count: Value<'k, F32>,
+    pub mean: Value<'k, F32>,
+    pub squares: Value<'k, F32>,
 }
 
 impl<'k> Set<'k> {
     /// Both sets together (Chan, Golub & LeVeque, 1983). Either may be empty.
-    fn merge(self, other: Set<'k>) -> Set<'k> {
+    pub fn merge(self, other: Set<'k>) -> Set<'k> {
         let count = self.count + other.count;
         let share = other.count / count.max(1.0);
         let apart = other.mean - self.mean;
@@ -41,6 +41,19 @@ impl<'k> Set<'k> {
             mean: apart.mul_add(share, self.mean),
             squares: (apart * apart).mul_add(share * self.count, self.squares + other.squares),
         }
+    }
+
+    /// Stores the mean and 1 / √(variance + eps).
+    pub fn store(
+        self,
+        k: &'k Assembler,
+        eps: Value<'k, F32>,
+        mean: Pointer<'k, Global, F32>,
+        rstd: Pointer<'k, Global, F32>,
+    ) {
+        mean.store(self.mean);
+        let deviation = k.sqrt_rn(self.squares / self.count + eps);
+        rstd.store(k.rcp_rn(deviation));
     }
 
     /// The set of the lane whose number differs by the bits of `mask`.
@@ -57,14 +70,14 @@ impl<'k> Set<'k> {
 
 /// A set that grows.
 #[derive(Clone, Copy)]
-struct Growing<'k> {
+pub(super) struct Growing<'k> {
     count: Variable<'k, F32>,
     mean: Variable<'k, F32>,
     squares: Variable<'k, F32>,
 }
 
 impl<'k> Growing<'k> {
-    fn new(k: &'k Assembler) -> Growing<'k> {
+    pub fn new(k: &'k Assembler) -> Growing<'k> {
         let [count, mean, squares] = [0.0f32; 3].map(|zero| k.variable(zero));
         Growing {
             count,
@@ -73,7 +86,7 @@ impl<'k> Growing<'k> {
         }
     }
 
-    fn get(self) -> Set<'k> {
+    pub fn get(self) -> Set<'k> {
         Set {
             count: self.count.get(),
             mean: self.mean.get(),
@@ -81,10 +94,16 @@ impl<'k> Growing<'k> {
         }
     }
 
-    fn set(self, to: Set<'k>) {
+    pub fn set(self, to: Set<'k>) {
         self.squares.set(to.squares);
         self.mean.set(to.mean);
         self.count.set(to.count);
+    }
+
+    /// The sets of all lanes together.
+    pub fn over_warp(self, k: &'k Assembler) -> Set<'k> {
+        let lanes = [16, 8, 4, 2, 1].into_iter();
+        lanes.fold(self.get(), |set, mask| set.merge(set.of_lane(k, mask)))
     }
 }
 
@@ -220,14 +239,27 @@ impl Variant for Merge {
             growing.set(growing.get().merge(set));
         });
         k.comment("the lanes together");
-        let lanes = [16, 8, 4, 2, 1].into_iter();
-        let all = lanes.fold(growing.get(), |set, mask| set.merge(set.of_lane(k, mask)));
+        let all = growing.over_warp(k);
         k.if_(k.lane().eq(0), || {
-            mean.at(index).store(all.mean);
-            let deviation = k.sqrt_rn(all.squares / all.count + eps);
-            rstd.at(index).store(k.rcp_rn(deviation));
+            all.store(k, eps, mean.at(index), rstd.at(index));
         });
     }
+}
+
+/// y of a thread's channels.
+pub(super) fn normalise<'k>(
+    storage: Storage,
+    silu: bool,
+    values: Vec<Value<'k, F32>>,
+    coefficients: &[Coefficients<'k>],
+) -> Vec<Value<'k, F32>> {
+    let pairs = values.into_iter().zip(coefficients);
+    pairs
+        .map(|(x, k)| {
+            let z = (x - k.mean).mul_add(k.a, k.b);
+            if silu { z * sigmoid(storage, z) } else { z }
+        })
+        .collect()
 }
 
 impl Variant for Apply {
@@ -264,18 +296,7 @@ impl Variant for Apply {
         let coefficients = Coefficients::load(walk, affine);
         walk.for_each_pixel(|element| {
             let values = x.at(element).load_span(walk.width);
-            let normalised: Vec<_> = values
-                .into_iter()
-                .zip(&coefficients)
-                .map(|(x, k)| {
-                    let z = (x - k.mean).mul_add(k.a, k.b);
-                    if self.silu {
-                        z * sigmoid(storage, z)
-                    } else {
-                        z
-                    }
-                })
-                .collect();
+            let normalised = normalise(storage, self.silu, values, &coefficients);
             y.at(element).store_span(&normalised);
         });
     }

@@ -1,14 +1,15 @@
 //! Group normalisation on GPUs.
 //!
 //! Images are cut into blocks of pixels and tiles of channels; every row of a tile is whole sectors of memory, whatever a
-//! group's width. The forward pass reads x for its moments, merges the blocks' moments to each group's (count, mean, sum
-//! of squared distances from the mean: never E[x²] − m²), and reads x again to write y: two reads and one write. The
-//! backward pass has the same shape.
+//! group's width. Where groups fit on chip, the forward pass is one kernel ([`whole`]): one read and one write. Else it reads
+//! x for its moments, merges the blocks' moments to each group's (count, mean, sum of squared distances from the mean: never
+//! E[x²] − m²), and reads x again to write y: two reads and one write. The backward pass has the latter shape.
 
 pub mod backward;
 pub mod forward;
 #[cfg(test)]
 mod tests;
+pub mod whole;
 
 use super::GroupNorm;
 use crate::ops::variants::{Refused, count};
@@ -179,6 +180,12 @@ impl<'k> Walk<'k> {
         }
     }
 
+    /// The first of this thread's elements in a pixel of its image.
+    fn element(self, pixel: Value<'k, U32>) -> Value<'k, U32> {
+        let pixel = self.image * self.extents.pixels + pixel;
+        pixel * self.extents.c + self.channel
+    }
+
     /// Calls `body` with the first of this thread's elements in each of its pixels, unless its channels do not exist.
     fn for_each_pixel(self, body: impl Fn(Value<'k, U32>)) {
         let k = self.k;
@@ -186,8 +193,7 @@ impl<'k> Walk<'k> {
             let first = self.block * PIXELS;
             let end = (first + PIXELS).min(self.extents.pixels);
             k.for_(first + self.row, end, ROWS, |pixel| {
-                let pixel = self.image * self.extents.pixels + pixel;
-                body(pixel * self.extents.c + self.channel);
+                body(self.element(pixel))
             });
         });
     }

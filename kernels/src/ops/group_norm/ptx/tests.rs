@@ -6,7 +6,7 @@ use super::*;
 use crate::Accum;
 use crate::ops::group_norm::tests::{NAMES, Operands, Results, naive, operands};
 use crate::ops::variants::Plan;
-use crate::testing::gpu::{decode, encode};
+use crate::testing::gpu::{assert_moves, decode, encode};
 use crate::testing::operands::{Operand, assert_within_budget, rounded, simulate};
 
 /// Elements of x, statistics, and elements of scale_shift.
@@ -143,6 +143,35 @@ fn gpu(
     ]
 }
 
+/// y, mean and rstd of the kernel that keeps groups on chip, if it takes them. It moves every byte once.
+fn in_one_launch(
+    d: &GroupNorm,
+    storage: Storage,
+    o: &Operands<f32>,
+    scaled: bool,
+) -> Option<[Vec<f32>; 3]> {
+    let call = whole::config(d, storage)?;
+    let [elements, groups, _] = lengths(d);
+    let read = |x: &[f32]| Operand::In(encode(storage, x));
+    let written = [elements * storage.bytes() as usize, 4 * groups, 4 * groups];
+    let mut operands: Vec<Operand> = written.map(Operand::Out).into();
+    operands.extend([&o.x, &o.gamma, &o.beta].map(|x| read(x)));
+    operands.push(if scaled {
+        read(&o.scale_shift)
+    } else {
+        Operand::Absent
+    });
+    operands.push(Operand::F32(d.eps as f32));
+    operands.extend(call.numbers.iter().map(|&n| Operand::U32(n)));
+    let (written, profile) = simulate(&call.plan, &operands);
+    if elements > 30_000 {
+        let least = 2 * elements * storage.bytes() as usize;
+        assert_moves(&format!("{d:?} {storage:?}"), &profile, least);
+    }
+    let storages = [storage, Storage::F32, Storage::F32];
+    Some([0, 1, 2].map(|i: usize| decode(storages[i], &written[i])))
+}
+
 fn check(d: &GroupNorm, storage: Storage, scaled: bool, accum: Accum, offset: f32) {
     let mut o = operands::<f32>(d);
     o.x.iter_mut().for_each(|x| *x += offset);
@@ -171,6 +200,12 @@ fn check(d: &GroupNorm, storage: Storage, scaled: bool, accum: Accum, offset: f3
         plain[gradient].iter_mut().for_each(|x| *x += former as f32);
     }
     let got = gpu(d, storage, &o, scaled, accum, former as f32);
+    let at_once = in_one_launch(d, storage, &o, scaled);
+    for (i, got) in at_once.iter().flatten().enumerate() {
+        let case = format!("{} of {d:?} {storage:?} in one launch", NAMES[i]);
+        let storage = if i == 0 { storage } else { Storage::F32 };
+        assert_within_budget(&case, storage, got, &plain[i], &exact[i]);
+    }
     for i in 0..7 {
         if i == 6 && !scaled {
             continue;
@@ -212,6 +247,26 @@ fn all_variants_and_odd_shapes() {
         ] {
             check(&d, storage, scaled, accum, 0.0);
         }
+    }
+}
+
+/// Slabs of whole lines and of sectors alone, the last one narrower, in few rounds and in many.
+#[test]
+fn groups_that_fit_on_chip() {
+    for storage in Storage::ALL {
+        for (d, scaled) in [
+            (norm(1, 1, 8, 2, false), false),
+            (norm(2, 64, 64, 32, true), true),
+            (norm(1, 49, 160, 8, true), false),
+            (norm(2, 300, 72, 3, false), true),
+            (norm(1, 1024, 96, 32, true), false),
+        ] {
+            assert!(whole::config(&d, storage).is_some(), "{d:?}");
+            check(&d, storage, scaled, Accum::Replace, 0.0);
+        }
+        let kept = |d: GroupNorm| whole::config(&d, storage).is_some();
+        assert!(!kept(norm(1, 128 * 128, 128, 32, true)));
+        assert!(!kept(norm(1, 4, 6, 3, true)) && !kept(norm(1, 7, 10, 10, true)));
     }
 }
 

@@ -16,17 +16,21 @@ pub(super) const ROWS: u32 = THREADS / LANES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delta {
     pub storage: Storage,
+    /// Whether heads have whole chunks of 16 bytes.
+    pub aligned: bool,
 }
 
 impl Variant for Delta {
     const KERNEL: &'static str = "attention/delta";
 
     fn all() -> Vec<Delta> {
-        Storage::ALL.map(|storage| Delta { storage }).to_vec()
+        let of = |storage| [true, false].map(|aligned| Delta { storage, aligned });
+        Storage::ALL.into_iter().flat_map(of).collect()
     }
 
     fn label(&self) -> String {
-        self.storage.name().to_string()
+        let alignment = if self.aligned { "" } else { "_any" };
+        format!("{}{alignment}", self.storage.name())
     }
 
     fn block(&self) -> [u32; 3] {
@@ -45,15 +49,20 @@ impl Variant for Delta {
         let out = k.floats(self.storage, "out").read_only();
         let [count, heads, queries] =
             ["count", "heads", "queries"].map(|name| k.parameter::<U32>(name));
-        let head_dim = k.parameter::<U32>("head_dim").assume_multiple_of(16);
+        let chunk = match self.aligned {
+            true => self.storage.chunk(),
+            false => 1,
+        };
+        let head_dim = k.parameter::<U32>("head_dim");
+        // What `config` has checked.
+        head_dim.assume_multiple_of(chunk.into());
         let row = k.cta_x() * ROWS + k.thread_x() / LANES;
-        let chunk = self.storage.chunk();
         let lane = k.lane() % LANES;
         let sum = k.variable(0.0f32);
         k.if_(row.lt(count), || {
             k.for_(lane * chunk, head_dim, LANES * chunk, |element| {
                 let at = row * head_dim + element;
-                let (dout, out) = (dout.at(at).load_chunk(), out.at(at).load_chunk());
+                let (dout, out) = (dout.at(at).load_span(chunk), out.at(at).load_span(chunk));
                 for (dout, out) in dout.into_iter().zip(out) {
                     sum.set(dout.mul_add(out, sum));
                 }

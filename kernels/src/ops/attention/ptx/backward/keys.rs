@@ -4,10 +4,9 @@ use std::f32::consts::LOG2_E;
 
 use super::{Block, Gradient, Inputs, Lane, by_head_dim, differentiate, through_softmax};
 use crate::ops::attention::ptx::head::{Head, RowsAre, layout};
-use crate::ops::attention::ptx::{STAGES, Tiling};
-use crate::ptx::{
-    Assembler, F32, Global, Layout, Pointer, Pred, S32, Storage, Tiles, Type, U32, Value,
-};
+use crate::ops::attention::ptx::{HeadDim, STAGES, Tiling};
+use crate::ops::matmul::ptx::operand::Element;
+use crate::ptx::{Assembler, F32, Global, Layout, Pointer, Pred, S32, Storage, Tiles, U32, Value};
 
 /// dk (+)= scale · dSᵀ·q and dv (+)= Pᵀ·dout, of own keys and of the context's.
 ///
@@ -16,14 +15,14 @@ use crate::ptx::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyGradients {
     pub storage: Storage,
-    pub head_dim: u32,
+    pub head_dim: HeadDim,
 }
 
 by_head_dim!(KeyGradients, "attention/key_gradients");
 
 impl KeyGradients {
     pub(super) fn tiling(self) -> Tiling {
-        let rows = match (self.storage, self.head_dim) {
+        let rows = match (self.storage, self.head_dim.padded) {
             // As for queries, where the sums of two gradients leave registers for that.
             (Storage::Bf16, ..=64) => 32,
             _ => 16,
@@ -35,11 +34,11 @@ impl KeyGradients {
         }
     }
 
-    fn write_as<'k, E: Type, B: Block<'k, E>>(self, k: &'k Assembler) {
+    fn write_as<'k, E: Element, B: Block<'k, E>>(self, k: &'k Assembler) {
         let tiling = self.tiling();
         let (rows, columns) = (tiling.cta_rows(), tiling.columns);
         k.contract(&format!(
-            "dk = scale * dS^T*q, dv = P^T*dout, dS = P * (dout*v^T - delta), P = exp(scale * q*k^T - lse), head_dim {}, {}.\n\
+            "dk = scale * dS^T*q, dv = P^T*dout, dS = P * (dout*v^T - delta), P = exp(scale * q*k^T - lse), {}, {}.\n\
              Grid: n * heads * ceil((context + keys) / {rows}) CTAs of {} threads, the first keys first.\n\
              {} keys a warp meet {columns} queries at a time, the next tile on its way meanwhile.\n\
              Shared memory: {rows} keys and values, and {STAGES} times {columns} queries, gradients of outputs, and statistics.\n\
@@ -50,12 +49,12 @@ impl KeyGradients {
             32 * tiling.warps,
             tiling.rows,
             tiling.rows * columns / 32,
-            2 * tiling.rows * self.head_dim / 32,
+            2 * tiling.rows * self.head_dim.padded / 32,
         ));
         let [dk, dv, dcontext_k, dcontext_v] =
             ["dk", "dv", "dcontext_k", "dcontext_v"].map(|name| k.floats(self.storage, name));
         let inputs = Inputs::<E>::parameters(k);
-        let (head, part, _) = Head::of_cta(k, self.head_dim, RowsAre::Keys, rows);
+        let (head, part, _) = Head::of_cta::<E>(k, self.head_dim, RowsAre::Keys, rows);
         let add = k.parameter::<U32>("accumulate");
         // Sums take most of a thread's registers: without this, ptxas would spill to fit more CTAs.
         k.min_ctas(1);
@@ -65,8 +64,8 @@ impl KeyGradients {
         let start = head.causal.select(before, 0u32) / columns;
 
         let (row_layout, column_layout) = (
-            layout::<E>(rows, self.head_dim),
-            layout::<E>(columns, self.head_dim),
+            layout::<E>(rows, head.head_dim),
+            layout::<E>(columns, head.head_dim),
         );
         let statistics_layout = Layout::<F32>::padded(2, columns, 0);
         let row_tiles = [(); 2].map(|()| k.shared_tile(row_layout));

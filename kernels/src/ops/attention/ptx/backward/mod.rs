@@ -17,11 +17,12 @@ use std::f32::consts::LOG2_E;
 
 use super::head::{Head, Tokens};
 use super::softmax::Scores;
-use super::{Tiling, check};
+use super::{Tiling, check, sizes};
 use crate::Accum;
 use crate::launch::Arch;
 use crate::ops::attention::Attention;
 use crate::ops::geometry::{Call, linear_grid};
+use crate::ops::matmul::ptx::operand::Element;
 use crate::ops::variants::{Refused, count};
 use crate::ptx::{
     Assembler, F32, Floats, Global, Layout, Pointer, Storage, Tile, Type, U32, Value,
@@ -57,14 +58,14 @@ pub fn config(
     accums: Accums,
     _arch: Arch,
 ) -> Result<Launches, Refused> {
-    let head_dim = check(d)?;
+    let head_dim = check(d, storage)?;
     let deltas = d.n * d.heads * d.queries;
     count(deltas, "the number of queries")?;
-    let sizes = [d.heads, d.queries, d.keys, d.context, d.causal.into()].map(|size| size as u32);
     let numbers = |accums: &[Accum]| {
         let bits = accums.iter().zip(0..);
         let bits = bits.map(|(accum, i)| u32::from(*accum == Accum::Add) << i);
-        sizes.into_iter().chain([bits.sum()]).collect::<Vec<u32>>()
+        let numbers = sizes(d).into_iter().chain([bits.sum()]);
+        numbers.collect::<Vec<u32>>()
     };
     let grid = |rows: usize, tiling: Tiling| {
         linear_grid(rows.div_ceil(tiling.cta_rows() as usize) * d.n * d.heads)
@@ -83,9 +84,14 @@ pub fn config(
     let rows = delta::ROWS as usize;
     Ok(Launches {
         delta: Call::new(
-            Delta { storage },
+            Delta {
+                storage,
+                aligned: head_dim.aligned,
+            },
             linear_grid(deltas.div_ceil(rows))?,
-            vec![deltas as u32, d.heads as u32, d.queries as u32, head_dim],
+            [deltas, d.heads, d.queries, d.head_dim]
+                .map(|n| n as u32)
+                .to_vec(),
         ),
         queries: Call::new(query, grid(d.queries, query.tiling())?, numbers(&[dq])),
         keys: Call::new(
@@ -144,7 +150,7 @@ pub(super) struct Lane<'k> {
 }
 
 /// What the kernels read besides their gradients' former contents.
-struct Inputs<'k, E: Type> {
+struct Inputs<'k, E: Element> {
     dout: Pointer<'k, Global, E>,
     lse: Pointer<'k, Global, F32>,
     delta: Pointer<'k, Global, F32>,
@@ -156,7 +162,7 @@ struct Inputs<'k, E: Type> {
     scale: Value<'k, F32>,
 }
 
-impl<'k, E: Type> Inputs<'k, E> {
+impl<'k, E: Element> Inputs<'k, E> {
     fn parameters(k: &'k Assembler) -> Self {
         Inputs {
             dout: k.buffer("dout"),
@@ -186,7 +192,7 @@ impl<'k, E: Type> Inputs<'k, E> {
 }
 
 /// Makes probabilities of scores. `statistics` gives −lse·log₂e for a row and a column of a lane's.
-fn differentiate<'k>(
+pub(super) fn differentiate<'k>(
     k: &'k Assembler,
     scale: Value<'k, F32>,
     scores: &Scores<'k>,
@@ -235,7 +241,6 @@ impl<'k> Gradient<'k> {
             image,
             head,
             heads,
-            head_dim,
             ..
         } = self.head;
         let address = |floats: Floats<'k>| match floats {
@@ -253,17 +258,19 @@ impl<'k> Gradient<'k> {
             }
         };
         k.if_(base.ne(0u64), || {
-            let index = (row * heads + head) * head_dim + element;
             let to = match self.own.storage() {
                 Storage::F32 => Floats::F32(Pointer::new(base)),
                 Storage::Bf16 => Floats::Bf16(Pointer::new(base)),
             };
-            let to = to.at(index);
-            k.if_else(
-                add.ne(0),
-                || to.put_span(Accum::Add, values),
-                || to.put_span(Accum::Replace, values),
-            );
+            let row = self.head.row(row * heads + head);
+            self.head.for_each_span(element, values, |element, values| {
+                let to = to.at(row + element);
+                k.if_else(
+                    add.ne(0),
+                    || to.put_span(Accum::Add, values),
+                    || to.put_span(Accum::Replace, values),
+                );
+            });
         });
     }
 }
@@ -276,14 +283,14 @@ macro_rules! by_head_dim {
 
             fn all() -> Vec<$variant> {
                 let of = |storage| {
-                    crate::ops::attention::ptx::HEAD_DIMS
-                        .map(|head_dim| $variant { storage, head_dim })
+                    crate::ops::attention::ptx::HeadDim::all()
+                        .map(move |head_dim| $variant { storage, head_dim })
                 };
                 Storage::ALL.into_iter().flat_map(of).collect()
             }
 
             fn label(&self) -> String {
-                format!("{}_d{}", self.storage.name(), self.head_dim)
+                format!("{}_{}", self.storage.name(), self.head_dim.label())
             }
 
             fn arch(&self) -> crate::launch::Arch {
@@ -306,4 +313,4 @@ macro_rules! by_head_dim {
         }
     };
 }
-use by_head_dim;
+pub(super) use by_head_dim;

@@ -5,8 +5,9 @@ use std::f32::consts::LOG2_E;
 use super::{Block, Gradient, Inputs, Lane, by_head_dim, differentiate, through_softmax};
 use crate::ops::attention::ptx::head::{Head, RowsAre, Tokens, layout};
 use crate::ops::attention::ptx::softmax::Sight;
-use crate::ops::attention::ptx::{STAGES, Tiling};
-use crate::ptx::{Assembler, F32, IntoValue, Storage, Tile, Tiles, Type, U32, Value};
+use crate::ops::attention::ptx::{HeadDim, STAGES, Tiling};
+use crate::ops::matmul::ptx::operand::Element;
+use crate::ptx::{Assembler, F32, IntoValue, Storage, Tile, Tiles, U32, Value};
 
 /// dq (+)= scale · dS·[context_k; k], with dS = P ∘ (dout·[context_v; v]ᵀ − delta).
 ///
@@ -16,7 +17,7 @@ use crate::ptx::{Assembler, F32, IntoValue, Storage, Tile, Tiles, Type, U32, Val
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryGradient {
     pub storage: Storage,
-    pub head_dim: u32,
+    pub head_dim: HeadDim,
 }
 
 by_head_dim!(QueryGradient, "attention/query_gradient");
@@ -36,11 +37,11 @@ impl QueryGradient {
         }
     }
 
-    fn write_as<'k, E: Type, B: Block<'k, E>>(self, k: &'k Assembler) {
+    fn write_as<'k, E: Element, B: Block<'k, E>>(self, k: &'k Assembler) {
         let tiling = self.tiling();
         let (rows, columns) = (tiling.cta_rows(), tiling.columns);
         k.contract(&format!(
-            "dq = scale * dS*k, dS = P * (dout*v^T - delta), P = exp(scale * q*k^T - lse), head_dim {}, {}.\n\
+            "dq = scale * dS*k, dS = P * (dout*v^T - delta), P = exp(scale * q*k^T - lse), {}, {}.\n\
              Grid: n * heads * ceil(queries / {rows}) CTAs of {} threads, the last queries first.\n\
              {} queries a warp meet {columns} keys at a time, the next tile on its way meanwhile.\n\
              Shared memory: {rows} queries and gradients of outputs, and {STAGES} times {columns} keys and values.\n\
@@ -51,11 +52,11 @@ impl QueryGradient {
             32 * tiling.warps,
             tiling.rows,
             tiling.rows * columns / 32,
-            tiling.rows * self.head_dim / 32,
+            tiling.rows * self.head_dim.padded / 32,
         ));
         let dq = k.floats(self.storage, "dq");
         let inputs = Inputs::<E>::parameters(k);
-        let (head, part, parts) = Head::of_cta(k, self.head_dim, RowsAre::Queries, rows);
+        let (head, part, parts) = Head::of_cta::<E>(k, self.head_dim, RowsAre::Queries, rows);
         let add = k.parameter::<U32>("accumulate");
         // Sums take most of a thread's registers: without this, ptxas would spill to fit more CTAs.
         k.min_ctas(1);
@@ -65,8 +66,8 @@ impl QueryGradient {
         let end = head.visible(last);
 
         let (row_layout, column_layout) = (
-            layout::<E>(rows, self.head_dim),
-            layout::<E>(columns, self.head_dim),
+            layout::<E>(rows, head.head_dim),
+            layout::<E>(columns, head.head_dim),
         );
         let row_tiles = [(); 2].map(|()| k.shared_tile(row_layout));
         let column_tiles = [(); 2].map(|()| k.shared_tiles(column_layout, STAGES));

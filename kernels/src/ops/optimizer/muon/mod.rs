@@ -1,5 +1,7 @@
 //! What Muon (Jordan et al., 2024) does element by element; between the two passes the caller orthogonalises.
 
+pub mod ptx;
+
 use std::ops::Range;
 
 use crate::parallel::{self, Disjoint};
