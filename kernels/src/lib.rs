@@ -4,6 +4,7 @@
 //! names live one crate up, in `tensor`, which checks everything before it calls in here.
 
 pub mod buffer;
+pub mod cuda;
 pub mod element;
 mod gemm;
 pub mod launch;
@@ -18,6 +19,7 @@ pub mod ptx;
 pub mod ptxas;
 pub mod random;
 pub mod real;
+pub mod script;
 pub mod sim;
 pub mod simd;
 #[cfg(test)]

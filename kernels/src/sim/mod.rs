@@ -18,11 +18,12 @@ mod program;
 mod race;
 mod run;
 mod team;
+pub mod truth;
 
 pub use error::{Error, Rule, Threads};
 pub use profile::{BufferProfile, Counts, LineProfile, Profile};
 pub use program::Class;
-pub use run::run;
+pub use run::{parameters, run};
 
 use crate::launch::Arch;
 

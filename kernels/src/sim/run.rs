@@ -40,6 +40,38 @@ pub fn run(
         .map_err(|fault| fault.in_kernel(&kernel.name, &kernel.text))
 }
 
+/// Bytes of each parameter of the kernel, in order, for a driver's launches: drivers do not check.
+///
+/// # Errors
+/// Text that is no PTX, or has no such entry.
+pub fn parameters(kernel: &Kernel) -> Result<Vec<u32>, Error> {
+    let read = || {
+        let module = parse::parse(&kernel.text)?;
+        let params = &find_entry(&module, kernel)?.params;
+        let bytes = params
+            .iter()
+            .map(|p| p.kind.bytes().saturating_mul(p.array.unwrap_or(1)));
+        Ok(bytes.collect())
+    };
+    read().map_err(|fault: Box<Fault>| fault.in_kernel(&kernel.name, &kernel.text))
+}
+
+fn find_entry<'m, 't>(
+    module: &'m parse::Module<'t>,
+    kernel: &Kernel,
+) -> Outcome<&'m parse::Entry<'t>> {
+    let found = module.entries.iter().find(|e| e.name == kernel.name);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = module.entries.iter().map(|e| e.name).collect();
+        let why = format!(
+            "the text has no entry {:?}; it has {}",
+            kernel.name,
+            names.join(", ")
+        );
+        Fault::new(Rule::Launch, why)
+    })
+}
+
 fn attempts(
     kernel: &Kernel,
     launch: &Launch,
@@ -47,15 +79,7 @@ fn attempts(
     options: &Options,
 ) -> Outcome<Profile> {
     let module = parse::parse(&kernel.text)?;
-    let Some(entry) = module.entries.iter().find(|e| e.name == kernel.name) else {
-        let names: Vec<&str> = module.entries.iter().map(|e| e.name).collect();
-        let why = format!(
-            "the text has no entry {:?}; it has {}",
-            kernel.name,
-            names.join(", ")
-        );
-        return Err(Fault::new(Rule::Launch, why));
-    };
+    let entry = find_entry(&module, kernel)?;
     let buffers = arguments.iter().filter(|a| is_buffer(a)).count();
     let program = program::decode(&module, entry, kernel.arch, buffers)?;
     let grid = check_launch(kernel, launch, &program)?;

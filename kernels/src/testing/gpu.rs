@@ -2,7 +2,8 @@
 
 use super::{to_f64, values};
 use crate::Accum;
-use crate::launch::Argument;
+use crate::cuda::{self, Context};
+use crate::launch::{Argument, Kernel, Launch};
 use crate::ops::geometry::Call;
 use crate::ops::variants::{Plan, Variant};
 use crate::ptx::Storage;
@@ -51,7 +52,8 @@ pub fn run<V: Variant>(call: &Call<V>, operands: Vec<Argument<'_>>) -> Profile {
 }
 
 /// Runs a plan on the simulated GPU, under one seed and with late completion; under `UNCLIP_TESTS=full` also under others and
-/// with early completion, which must not change a bit.
+/// with early completion, which must not change a bit. Where `UNCLIP_DEVICE=cuda:0` names a GPU, what that makes of it is left
+/// in the arguments.
 pub fn run_plan<V: Variant>(plan: &Plan<V>, mut arguments: Vec<Argument<'_>>) -> Profile {
     let (assembled, launch) = plan.assemble();
     let simulate = |arguments: &mut [Argument<'_>], seed, completion| {
@@ -67,6 +69,17 @@ pub fn run_plan<V: Variant>(plan: &Plan<V>, mut arguments: Vec<Argument<'_>>) ->
     };
     let before: Vec<Vec<u8>> = arguments.iter().map(|a| contents(a).to_vec()).collect();
     let profile = simulate(&mut arguments, 0, Completion::Late);
+    if let Some(context) = hardware(&assembled.kernel) {
+        let mut after = before.clone();
+        on_hardware(
+            context,
+            &assembled.kernel,
+            &launch,
+            &mut arguments,
+            &mut after,
+        );
+        return profile;
+    }
     if std::env::var_os("UNCLIP_TESTS").is_none_or(|tests| tests != "full") {
         return profile;
     }
@@ -86,6 +99,38 @@ pub fn run_plan<V: Variant>(plan: &Plan<V>, mut arguments: Vec<Argument<'_>>) ->
         }
     }
     profile
+}
+
+/// The GPU that `UNCLIP_DEVICE` names, if it runs the kernel.
+fn hardware(kernel: &Kernel) -> Option<&'static Context> {
+    let name = std::env::var("UNCLIP_DEVICE").ok()?;
+    let number = name.strip_prefix("cuda")?.trim_start_matches(':');
+    let number = if number.is_empty() { "0" } else { number };
+    let context = number.parse().map_err(|_| "no number".to_owned());
+    let context = context.and_then(|n| Context::open(n).map_err(|e| e.to_string()));
+    let context = context.unwrap_or_else(|why| panic!("UNCLIP_DEVICE={name}: {why}"));
+    (context.gpu().arch() >= Some(kernel.arch)).then_some(context)
+}
+
+/// Runs a kernel on a GPU, from what the buffers that it writes held before.
+fn on_hardware(
+    context: &'static Context,
+    kernel: &Kernel,
+    launch: &Launch,
+    arguments: &mut [Argument<'_>],
+    buffers: &mut [Vec<u8>],
+) {
+    let pairs = arguments.iter().zip(buffers.iter_mut());
+    let mut again: Vec<_> = pairs.map(|(a, buffer)| with_buffer(a, buffer)).collect();
+    if let Err(error) = cuda::run(context, kernel, launch, &mut again) {
+        panic!("{} on {}: {error}", kernel.name, context.gpu());
+    }
+    drop(again);
+    for (argument, buffer) in arguments.iter_mut().zip(buffers) {
+        if let Argument::Write(memory) | Argument::Update(memory) = argument {
+            memory.copy_from_slice(buffer);
+        }
+    }
 }
 
 /// What a buffer argument that kernels write holds; nothing of the others.
