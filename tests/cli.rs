@@ -9,6 +9,8 @@ fn unclip(dir: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .current_dir(dir)
         .env("RUST_BACKTRACE", "0")
+        // The same on a machine that has a GPU: none is found.
+        .env("CUDA_VISIBLE_DEVICES", "")
         .output()
         .unwrap()
 }
@@ -106,6 +108,37 @@ fn what_is_not_understood_is_refused_with_a_suggestion() {
     assert!(model.contains("nowhere is neither a demo run"), "{model}");
     let run = refused(&unclip(dir.path(), &["eval", "nowhere"]), 2);
     assert!(run.contains("nowhere is neither a demo run"), "{run}");
+}
+
+#[test]
+fn without_a_gpu_cuda_fails_in_one_sentence_and_everything_else_works() {
+    let dir = workspace();
+    let commands: [&[&str]; 4] = [
+        &["doctor"],
+        &["kernels", "check", "affine"],
+        &["train", "clip.toml", "optimizer=adamw"],
+        &["generate", "-p", "a red circle"],
+    ];
+    for device in ["cuda", "cuda:0", "cuda:7"] {
+        for command in commands {
+            let arguments = [&["--device", device], command].concat();
+            let said = refused(&unclip(dir.path(), &arguments), 2);
+            assert!(said.contains("use --device cpu"), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+    assert!(!dir.path().join("clip").exists());
+    let said = succeeded(&unclip(dir.path(), &["doctor"]));
+    for line in ["device    cpu", "driver    ", "ptxas     ", "features  "] {
+        assert!(said.contains(line), "{line} is missing:\n{said}");
+    }
+    succeeded(&unclip(
+        dir.path(),
+        &["--device", "auto", "train", "clip.toml"],
+    ));
+    let simulated = ["--device", "sim", "train", "clip.toml", "output_dir=sim"];
+    let said = refused(&unclip(dir.path(), &simulated), 2);
+    assert!(said.contains("muon"), "{said}");
 }
 
 #[test]

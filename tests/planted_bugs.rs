@@ -101,13 +101,16 @@ fn planted(t: &Tape, bug: Bug, a: &Var, b: &Var, index: &Var) -> Result<Var> {
         bug != Bug::RefusesViews || a.tensor().is_contiguous(),
         || "not contiguous".into(),
     )?;
-    let ids = index.tensor().to_f64_vec();
+    let ids = index.tensor().to_f64_vec().unwrap();
     let valid = ids.iter().all(|&i| (0.0..INDICES as f64).contains(&i));
     check.require(valid || bug == Bug::AcceptsAnyIndex, || {
         "an index is out of range".into()
     })?;
 
-    let (x, z) = (a.tensor().to_f64_vec(), b.tensor().to_f64_vec());
+    let (x, z) = (
+        a.tensor().to_f64_vec().unwrap(),
+        b.tensor().to_f64_vec().unwrap(),
+    );
     let mut y: Vec<f64> = (0..x.len())
         .map(|i| 3.0 * x[i] * x[i] * z[i] + ids[i / COLUMNS])
         .collect();
@@ -116,7 +119,7 @@ fn planted(t: &Tape, bug: Bug, a: &Var, b: &Var, index: &Var) -> Result<Var> {
         Bug::WritesPastItsBuffer => kernels::Buffer::uninit(40).overrun(),
         Bug::RoundsToHalfPrecision if float == DType::F32 => {
             let half = Tensor::from_f64(&y, [y.len()], DType::BF16, a.device());
-            y = half.to_f64_vec();
+            y = half.to_f64_vec().unwrap();
         }
         Bug::AddsInAnotherOrderEachTime => {
             static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -165,8 +168,11 @@ struct PlantedBackward {
 impl Backward for PlantedBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
         let PlantedBackward { bug, a, b } = *self;
-        let dy = upstream.single()?.to_f64_vec();
-        let (x, z) = (a.tensor().to_f64_vec(), b.tensor().to_f64_vec());
+        let dy = upstream.single()?.to_f64_vec().unwrap();
+        let (x, z) = (
+            a.tensor().to_f64_vec().unwrap(),
+            b.tensor().to_f64_vec().unwrap(),
+        );
         let mut da: Vec<f64> = (0..x.len()).map(|i| 6.0 * x[i] * z[i] * dy[i]).collect();
         let mut db: Vec<f64> = (0..x.len()).map(|i| 3.0 * x[i] * x[i] * dy[i]).collect();
         let scale =

@@ -312,11 +312,14 @@ impl Params {
     }
 
     /// The same values on another device.
-    pub fn to_device(&self, device: Device) -> Params {
-        Params {
+    ///
+    /// # Errors
+    /// If the device that they come from failed at something before.
+    pub fn to_device(&self, device: Device) -> Result<Params> {
+        Ok(Params {
             layout: self.layout.clone(),
-            arena: self.arena.to_device(device),
-        }
+            arena: self.arena.to_device(device)?,
+        })
     }
 }
 

@@ -1,9 +1,10 @@
 //! The tape and its variables.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use tensor::ops::random::Counters;
 use tensor::{DType, Device, Error, Operand, Result, Tensor};
 
 use crate::{Grads, ParamGrads, ParamId, Params, Upstream};
@@ -103,6 +104,8 @@ pub struct Tape {
     recording: bool,
     mode: Mode,
     step: StepState,
+    /// The step's, where the device reads them: made for the first draw, and for all.
+    counters: Rc<OnceCell<Counters>>,
     path: RefCell<Rc<str>>,
     /// How often each module drew random numbers: part of the counter, restored by recompute.
     draws: RefCell<HashMap<Rc<str>, u32>>,
@@ -130,6 +133,7 @@ impl Tape {
             recording: false,
             mode: Mode::Evaluate,
             step: StepState::default(),
+            counters: Rc::default(),
             path: RefCell::new("".into()),
             draws: RefCell::default(),
             check_finite: false,
@@ -170,6 +174,7 @@ impl Tape {
             recording,
             mode: self.mode,
             step: self.step,
+            counters: self.counters.clone(),
             path: RefCell::new(state.path),
             draws: RefCell::new(state.draws),
             check_finite: self.check_finite,
@@ -325,9 +330,11 @@ impl Tape {
         operands: &[&Var],
         outputs: &[Tensor],
     ) -> Result<()> {
-        let finite =
-            |t: &Tensor| !t.dtype().is_float() || t.to_f64_vec().iter().all(|v| v.is_finite());
-        if outputs.iter().all(finite) {
+        let mut all = true;
+        for output in outputs {
+            all &= !output.dtype().is_float() || is_finite(output)?;
+        }
+        if all {
             return Ok(());
         }
         let operands = operands
@@ -424,6 +431,24 @@ impl Tape {
         }
     }
 
+    /// What all draws of this step have in common, where the device reads it.
+    pub fn counters(&self) -> Counters {
+        let StepState {
+            seed,
+            step,
+            first_sample,
+        } = self.step;
+        let of_step = || {
+            let draw = Draw {
+                step,
+                first_sample,
+                ..Draw::named(seed, "", 0)
+            };
+            Counters::of(&draw, self.device())
+        };
+        self.counters.get_or_init(of_step).clone()
+    }
+
     /// Consumes the tape: gradients of `loss` (a scalar) into `params`, and into the leaves' slots of the result.
     ///
     /// # Errors
@@ -466,10 +491,11 @@ impl Tape {
                 continue; // nothing used the outputs
             }
             if self.check_finite {
-                let finite = |t: &Tensor| t.to_f64_vec().iter().all(|v| v.is_finite());
-                if !upstream.iter().flatten().all(finite) {
-                    let reason = "the first gradient that is not finite flows into this op";
-                    return Err(Error::new(op, reason, vec![]).in_module(&module));
+                for gradient in upstream.iter().flatten() {
+                    if !is_finite(gradient)? {
+                        let reason = "the first gradient that is not finite flows into this op";
+                        return Err(Error::new(op, reason, vec![]).in_module(&module));
+                    }
                 }
             }
             backward
@@ -478,6 +504,10 @@ impl Tape {
         }
         Ok(())
     }
+}
+
+fn is_finite(x: &Tensor) -> Result<bool> {
+    Ok(x.to_f64_vec()?.iter().all(|v| v.is_finite()))
 }
 
 /// What a recompute restores before it runs a block again.

@@ -1,4 +1,5 @@
-//! Every op of [`autograd::ops::ALL`] on the simulated GPU, held to the CPU in f64. There is no op in this file.
+//! Every op of [`autograd::ops::ALL`] on the simulated GPU, or on the one that `UNCLIP_DEVICE=cuda:0` names, held to the CPU in
+//! f64. There is no op in this file.
 //!
 //! `UNCLIP_CASE=group_norm/ cargo test --release -p unclip-autograd --test simulated` runs the cases whose `op/case` contains the text.
 //! Every day runs one order of warps with late completion; `UNCLIP_TESTS=full` runs three, early and late, and views. The last
@@ -7,9 +8,9 @@
 use std::io::Write;
 use std::time::Instant;
 
-use autograd::harness::device::{Verdict, check};
+use autograd::DType;
+use autograd::harness::device::{Verdict, check, gpu};
 use autograd::ops::ALL;
-use autograd::{DType, Device};
 use kernels::sim::Completion;
 use tensor::gpu::Simulation;
 
@@ -24,6 +25,7 @@ fn say(line: &str) {
 
 #[test]
 fn every_op_on_the_simulated_gpu_is_within_its_budget() {
+    let device = gpu();
     let wanted = std::env::var("UNCLIP_CASE").unwrap_or_default();
     let full = std::env::var("UNCLIP_TESTS").is_ok_and(|tests| tests == "full");
     let every_day = [Simulation {
@@ -49,7 +51,7 @@ fn every_op_on_the_simulated_gpu_is_within_its_budget() {
             for (near, float) in near.iter_mut().zip([DType::F32, DType::BF16]) {
                 let name = format!("{name} {float}");
                 let above = ABOVE_BUDGET.iter().find(|(case, _)| *case == name);
-                match check(op, &case, Device::SIM, float, simulations, full) {
+                match check(op, &case, device, float, simulations, full) {
                     Verdict::Passed(_) if above.is_some() => reports.push(format!(
                         "{name} is within its budget: take it off the list of those that are not"
                     )),
@@ -83,7 +85,7 @@ fn every_op_on_the_simulated_gpu_is_within_its_budget() {
         worst = [worst[0].max(near[0]), worst[1].max(near[1])];
     }
     say(&format!(
-        "on the simulated GPU: {passed} passed, {} failed, {lacking} NOT RUN for lack of a kernel, {left_out} cases not selected; of the budget: f32 {:.2}, bf16 {:.2}",
+        "on {device}: {passed} passed, {} failed, {lacking} NOT RUN for lack of a kernel, {left_out} cases not selected; of the budget: f32 {:.2}, bf16 {:.2}",
         reports.len(),
         worst[0],
         worst[1]
@@ -96,7 +98,7 @@ fn every_op_on_the_simulated_gpu_is_within_its_budget() {
     ));
     assert!(
         reports.is_empty(),
-        "{} cases failed on the simulated GPU:\n{}",
+        "{} cases failed on {device}:\n{}",
         reports.len(),
         reports.join("\n")
     );

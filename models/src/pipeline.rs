@@ -158,7 +158,7 @@ impl Picture {
             return Err(check.error("pictures must be [n, h, w, 3]").into());
         };
         let byte = |v: &f64| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-        let values = images.to_f64_vec();
+        let values = images.to_f64_vec()?;
         let rows = values.chunks(height * width * 3);
         Ok(rows
             .map(|v| Picture {
@@ -383,8 +383,8 @@ impl Pipeline {
                 noise,
             };
             let x = run.denoise(&[n, d], params.dtype(), &predict, on_progress)?;
-            let embeddings = whitening.restore(&x)?.to_f64_vec();
-            let cosines = cosines(&embeddings, &text.embeds.to_f64_vec(), d);
+            let embeddings = whitening.restore(&x)?.to_f64_vec()?;
+            let cosines = cosines(&embeddings, &text.embeds.to_f64_vec()?, d);
             match &mut best {
                 None => best = Some((cosines, embeddings)),
                 Some((highest, kept)) => {
@@ -468,7 +468,8 @@ impl Pipeline {
         };
         let shape = [image_embeddings.dims()[0], height, width, channels];
         let x = run.denoise(&shape, params.dtype(), &predict, on_progress)?;
-        let clipped: Vec<f64> = x.to_f64_vec().iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+        let clipped = x.to_f64_vec()?;
+        let clipped: Vec<f64> = clipped.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
         Ok(Tensor::from_f64(&clipped, x.shape(), x.dtype(), x.device()))
     }
 

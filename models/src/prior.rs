@@ -295,8 +295,8 @@ impl PriorTransformer {
     /// The statistics that image embeddings are whitened by.
     pub fn whitening(&self, params: &Params) -> autograd::Result<Whitening> {
         Ok(Whitening {
-            mean: params.get(self.clip_mean)?.to_f64_vec(),
-            std: params.get(self.clip_std)?.to_f64_vec(),
+            mean: params.get(self.clip_mean)?.to_f64_vec()?,
+            std: params.get(self.clip_std)?.to_f64_vec()?,
         })
     }
 
@@ -402,7 +402,7 @@ impl Whitening {
             "there are no embeddings to measure".into()
         })?;
         let [n, d] = [embeddings.dims()[0], embeddings.dims()[1]];
-        let values = embeddings.to_f64_vec();
+        let values = embeddings.to_f64_vec()?;
         let mut mean = vec![0.0; d];
         for row in values.chunks(d) {
             mean.iter_mut()
@@ -445,7 +445,7 @@ impl Whitening {
                 format!("embeddings must be [n, {d}]")
             })?;
         let values: Vec<f64> = x
-            .to_f64_vec()
+            .to_f64_vec()?
             .iter()
             .enumerate()
             .map(|(i, &z)| f(z, self.mean[i % d], self.std[i % d]))

@@ -93,6 +93,7 @@ fn every_parameter_learns(params: &Params, grads: &ParamGrads) {
             .get(id)
             .unwrap()
             .to_f64_vec()
+            .unwrap()
             .iter()
             .fold(0.0f64, |m, v| m.max(v.abs()));
         assert!(

@@ -1,4 +1,4 @@
-//! Models on the simulated GPU: the loss and every gradient within the error budget of the CPU.
+//! Models on the simulated GPU, or on the one that `UNCLIP_DEVICE=cuda:0` names: the loss and every gradient within the error budget of the CPU.
 //!
 //! In f32, `max|y − y64| ≤ 2·max|naive − y64| + 2 ulp` for each parameter's gradient, naive being the CPU in f32, and f64
 //! with every parameter moved by a few roundings. In bf16 there is no CPU to compare with: the squared error of all gradients
@@ -10,6 +10,7 @@
 mod common;
 
 use autograd::harness::budget::{F64, Precision, largest, moved_array};
+use autograd::harness::device::gpu;
 use autograd::harness::values::Random;
 use autograd::spec::Array;
 use autograd::{DType, Device, ParamGrads, Params, Result, Tape, Tensor, Var};
@@ -29,7 +30,7 @@ fn moved(params: &Params, random: &mut Random) -> Params {
     let arena = params.arena();
     let values = Array {
         shape: arena.dims().to_vec(),
-        data: arena.to_f64_vec(),
+        data: arena.to_f64_vec().unwrap(),
     };
     let values = moved_array(Precision::F32, &values, random);
     let arena = Tensor::from_f64(&values.data, arena.shape(), arena.dtype(), Device::Cpu);
@@ -45,7 +46,8 @@ fn copy(params: &Params) -> Params {
 /// Every gradient by itself, in f64.
 fn values(grads: &ParamGrads) -> Vec<Vec<f64>> {
     let ids = grads.layout().iter().map(|(id, _)| id);
-    ids.map(|id| grads.get(id).unwrap().to_f64_vec()).collect()
+    ids.map(|id| grads.get(id).unwrap().to_f64_vec().unwrap())
+        .collect()
 }
 
 fn distance(a: &[f64], b: &[f64]) -> f64 {
@@ -104,7 +106,7 @@ fn hold<M: Model>(
     let mut random = Random::new(name);
     let mut naive = vec![run(&params, DType::F32)];
     naive.extend((0..2).map(|_| run(&moved(&wide, &mut random), DType::F64)));
-    let (loss_sim, got) = run(&params.to_device(Device::SIM), DType::F32);
+    let (loss_sim, got) = run(&params.to_device(gpu()).unwrap(), DType::F32);
     let mut wrong = vec![];
     let mut worst: f64 = 0.0;
     let mut used = |what: &str, got: &[f64], exact: &[f64], naive: Vec<&[f64]>, from: f64| {
@@ -134,7 +136,7 @@ fn hold<M: Model>(
     let exact_losses = train(copy(&wide), DType::F64);
     let mut naive_losses = vec![train(copy(&params), DType::F32)];
     naive_losses.extend((0..2).map(|_| train(moved(&wide, &mut random), DType::F64)));
-    let got_losses = train(params.to_device(Device::SIM), DType::F32);
+    let got_losses = train(params.to_device(gpu()).unwrap(), DType::F32);
     let naive_losses = naive_losses.iter().map(Vec::as_slice).collect();
     used(
         "ten steps' loss",
@@ -147,7 +149,7 @@ fn hold<M: Model>(
     // In bf16, on the numbers that it holds.
     let rounded = params.cast(DType::BF16).unwrap();
     let (loss64, exact) = run(&rounded.cast(DType::F64).unwrap(), DType::F64);
-    let (loss_sim, got) = run(&rounded.to_device(Device::SIM), DType::BF16);
+    let (loss_sim, got) = run(&rounded.to_device(gpu()).unwrap(), DType::BF16);
     let pairs = || got.iter().flatten().zip(exact.iter().flatten());
     let off: f64 = pairs().map(|(got, exact)| (got - exact).powi(2)).sum();
     let off = off / pairs().map(|(_, exact)| exact.powi(2)).sum::<f64>();

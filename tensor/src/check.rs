@@ -89,7 +89,7 @@ impl<'a> Check<'a> {
         let (dtype, device) = (tensors[0].dtype(), self.device());
         let computes = match device {
             Device::Cpu => [DType::F32, DType::F64],
-            Device::Sim { .. } => [DType::F32, DType::BF16],
+            Device::Sim { .. } | Device::Cuda(_) => [DType::F32, DType::BF16],
         };
         self.require(computes.contains(&dtype), || {
             let [a, b] = computes;

@@ -1,19 +1,21 @@
 //! Launches: the one way from an op to a kernel on a GPU.
 //!
-//! Ops choose kernels and name operands; this file alone knows how a device runs them, so that another kind of GPU is
-//! another arm here and nothing elsewhere. Today's only one is simulated: it runs a launch to its end before the op
-//! goes on, in memory of the host.
+//! Ops choose kernels and name operands; this file alone knows how a device runs them. The simulated GPU runs a launch to
+//! its end before the op goes on, in memory of the host. A GPU is only asked to, and what goes wrong there is an error of
+//! whoever reads results.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kernels::cuda::{self, Context, Function};
 use kernels::launch::{Arch, Argument, Launch};
 use kernels::ops::geometry::Call;
 use kernels::ops::variants::{Plan, Refused, Variant};
 use kernels::ptx::{Assembled, Storage};
+use kernels::script::Request;
 use kernels::sim::{self, Completion, Options, Profile};
 
-use crate::{Accum, Check, DType, Device, Error, Result, Tensor};
+use crate::{Accum, Check, DType, Device, Error, Result, Tensor, graph};
 
 /// Bytes that every buffer's address is a multiple of: the widest access of a kernel. Views that begin elsewhere are
 /// copied first.
@@ -150,7 +152,7 @@ impl Gpu {
             return Ok(()); // nothing to write
         }
         let mut operands: Vec<Arg> = operands.into_iter().collect();
-        // What is read, as the kernel needs it; kept until the launch is over.
+        // What is read, as the kernel needs it; kept until the launch was asked for.
         let read: Vec<Option<Tensor>> = operands
             .iter()
             .map(|operand| match operand {
@@ -158,20 +160,52 @@ impl Gpu {
                 _ => Ok(None),
             })
             .collect::<Result<_>>()?;
-        let arguments = operands.iter_mut().zip(&read).map(|(operand, read)| {
-            Ok(match operand {
-                Arg::Read(tensor) => Argument::Read(read.as_ref().unwrap_or(tensor).bytes()),
-                Arg::Write(tensor) => Argument::Write(tensor.bytes_mut(ALIGNMENT)?),
-                Arg::Update(tensor) => Argument::Update(tensor.bytes_mut(ALIGNMENT)?),
-                Arg::Absent => Argument::Null,
-                Arg::U32(x) => Argument::U32(*x),
-                Arg::U64(x) => Argument::U64(*x),
-                Arg::F32(x) => Argument::F32(*x),
-            })
-        });
-        let mut arguments: Vec<Argument> = arguments.collect::<Result<_>>()?;
+        let operands = operands.iter_mut().zip(&read);
         let assembled = assemble(plan.variant);
-        let launch = assembled.launch(plan.grid);
+        match self.device {
+            Device::Cuda(gpu) => {
+                let arguments = operands.map(|(operand, read)| device_argument(operand, read));
+                let arguments: Vec<cuda::Argument> = arguments.collect::<Result<_>>()?;
+                self.driven(gpu, &assembled, plan.grid, &arguments)
+            }
+            Device::Cpu | Device::Sim { .. } => {
+                let arguments = operands.map(|(operand, read)| host_argument(operand, read));
+                let arguments: Vec<Argument> = arguments.collect::<Result<_>>()?;
+                self.simulated(assembled, plan.grid, arguments)
+            }
+        }
+    }
+
+    /// Asks a GPU for a launch.
+    fn driven(
+        &self,
+        gpu: usize,
+        assembled: &Assembled,
+        grid: [u32; 3],
+        arguments: &[cuda::Argument],
+    ) -> Result<()> {
+        let launched = || {
+            let context = Context::open(gpu)?;
+            let function = function(context, assembled)?;
+            context.launch(&function, &assembled.launch(grid), arguments)
+        };
+        launched().map_err(|error| self.error(error.to_string()))
+    }
+
+    /// Runs a launch on the simulated GPU.
+    fn simulated(
+        &self,
+        assembled: Arc<Assembled>,
+        grid: [u32; 3],
+        mut arguments: Vec<Argument>,
+    ) -> Result<()> {
+        let launch = assembled.launch(grid);
+        graph::note(|| Request::Launch {
+            function: 0,
+            name: assembled.kernel.name.clone(),
+            grid,
+            parameters: arguments.iter().flat_map(constant).collect(),
+        });
         let Simulation { seed, completion } = simulation();
         let options = Options {
             seed,
@@ -191,6 +225,51 @@ impl Gpu {
     }
 }
 
+/// An operand in the host's memory. `read` is what the kernel reads of it.
+fn host_argument<'a>(operand: &'a mut Arg, read: &'a Option<Tensor>) -> Result<Argument<'a>> {
+    Ok(match operand {
+        Arg::Read(tensor) => Argument::Read(read.as_ref().unwrap_or(tensor).bytes()?),
+        Arg::Write(tensor) => Argument::Write(tensor.bytes_mut(ALIGNMENT)?),
+        Arg::Update(tensor) => Argument::Update(tensor.bytes_mut(ALIGNMENT)?),
+        Arg::Absent => Argument::Null,
+        Arg::U32(x) => Argument::U32(*x),
+        Arg::U64(x) => Argument::U64(*x),
+        Arg::F32(x) => Argument::F32(*x),
+    })
+}
+
+/// An operand in a GPU's memory.
+fn device_argument<'a>(
+    operand: &'a mut Arg,
+    read: &'a Option<Tensor>,
+) -> Result<cuda::Argument<'a>> {
+    Ok(match operand {
+        Arg::Read(tensor) => cuda::Argument::Memory(read.as_ref().unwrap_or(tensor).view()?),
+        Arg::Write(tensor) | Arg::Update(tensor) => {
+            let bytes = tensor.len() * tensor.dtype().size();
+            cuda::Argument::Memory(tensor.writable(ALIGNMENT, 0, bytes)?)
+        }
+        Arg::Absent => cuda::Argument::Null,
+        Arg::U32(x) => cuda::Argument::U32(*x),
+        Arg::U64(x) => cuda::Argument::U64(*x),
+        Arg::F32(x) => cuda::Argument::F32(*x),
+    })
+}
+
+/// What of an argument a recorded launch repeats: numbers, and how large buffers are.
+fn constant(argument: &Argument) -> Vec<u8> {
+    match argument {
+        Argument::Read(memory) => memory.len().to_le_bytes().to_vec(),
+        Argument::Write(memory) | Argument::Update(memory) => memory.len().to_le_bytes().to_vec(),
+        Argument::U32(x) => x.to_le_bytes().to_vec(),
+        Argument::I32(x) => x.to_le_bytes().to_vec(),
+        Argument::F32(x) => x.to_le_bytes().to_vec(),
+        Argument::U64(x) => x.to_le_bytes().to_vec(),
+        Argument::Bytes(bytes) => bytes.to_vec(),
+        Argument::Null | Argument::TensorMap(_) => vec![],
+    }
+}
+
 /// The text of a variant, made at its first launch.
 fn assemble<V: Variant>(variant: V) -> Arc<Assembled> {
     static TEXTS: Mutex<Option<HashMap<String, Arc<Assembled>>>> = Mutex::new(None);
@@ -207,6 +286,25 @@ fn assemble<V: Variant>(variant: V) -> Arc<Assembled> {
         .get_or_insert_default()
         .insert(name, assembled.clone());
     assembled
+}
+
+/// The kernel as a GPU's driver compiled it, at its first launch there.
+fn function(context: &'static Context, assembled: &Assembled) -> cuda::Result<Function> {
+    /// By the GPU's number and the kernel's name, which tells one variant from all others.
+    type Functions = HashMap<usize, HashMap<String, Function>>;
+    static FUNCTIONS: Mutex<Option<Functions>> = Mutex::new(None);
+    let name = &assembled.kernel.name;
+    let mut functions = locked(&FUNCTIONS);
+    let on_gpu = functions
+        .get_or_insert_default()
+        .entry(context.gpu().ordinal)
+        .or_default();
+    if let Some(function) = on_gpu.get(name) {
+        return Ok(function.clone());
+    }
+    let function = context.load(&assembled.kernel)?;
+    on_gpu.insert(name.clone(), function.clone());
+    Ok(function)
 }
 
 /// How the simulated GPU runs what it may run in any order.

@@ -8,9 +8,12 @@ mod check;
 mod device;
 mod error;
 pub mod gpu;
+pub mod graph;
 pub mod ops;
 mod shape;
+mod storage;
 mod tensor;
+mod transfer;
 
 pub use check::Check;
 pub use device::{Arch, Device};

@@ -4,11 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kernels::Buffer;
-use kernels::ops::copy::ptx::Copy;
-use kernels::ptx::Storage;
+use kernels::{Buffer, ptx};
 
 use crate::gpu::{ALIGNMENT, Arg};
+use crate::storage::Storage;
 use crate::{Accum, Check, DType, Device, Element, Error, Operand, Result, Shape};
 
 /// A view of shared storage, immutable unless it is the storage's only owner.
@@ -16,22 +15,28 @@ use crate::{Accum, Check, DType, Device, Element, Error, Operand, Result, Shape}
 /// Cloning shares the storage. Ops take views with any strides where they say so; most ask for [`Tensor::contiguous`].
 #[derive(Clone)]
 pub struct Tensor {
-    storage: Arc<Buffer>,
-    shape: Shape,
-    strides: Shape,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) shape: Shape,
+    pub(crate) strides: Shape,
     /// Elements from the start of the storage to the first element of the view.
-    offset: usize,
-    dtype: DType,
-    device: Device,
+    pub(crate) offset: usize,
+    pub(crate) dtype: DType,
+    pub(crate) device: Device,
 }
 
 impl Tensor {
     /// Undefined contents; the caller writes every element.
+    ///
+    /// Where a GPU has no memory left, the tensor says so to the first op that uses it.
     pub fn uninit(shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
         let shape = shape.into();
-        let storage = Arc::new(Buffer::uninit(shape.elements() * dtype.size()));
+        let storage = Storage::uninit(shape.elements() * dtype.size(), device);
+        Tensor::of(storage, shape, dtype, device)
+    }
+
+    fn of(storage: Storage, shape: Shape, dtype: DType, device: Device) -> Tensor {
         Tensor {
-            storage,
+            storage: Arc::new(storage),
             shape,
             strides: shape.strides(),
             offset: 0,
@@ -41,13 +46,10 @@ impl Tensor {
     }
 
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
-        let mut tensor = Tensor::uninit(shape, dtype, device);
+        let shape = shape.into();
         // All-zero bytes are zero in every dtype.
-        Arc::get_mut(&mut tensor.storage)
-            .expect("storage was just made")
-            .as_bytes_mut()
-            .fill(0);
-        tensor
+        let storage = Storage::filled(shape.elements() * dtype.size(), &[0], device);
+        Tensor::of(storage, shape, dtype, device)
     }
 
     /// The same shape, dtype and device over a single element of storage with undefined contents.
@@ -65,7 +67,10 @@ impl Tensor {
     /// Every element `value`, converted to `dtype`.
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType, device: Device) -> Tensor {
         let shape = shape.into();
-        Tensor::from_f64(&vec![value; shape.elements()], shape, dtype, device)
+        let one = Tensor::from_f64(&[value], [], dtype, Device::Cpu);
+        let element = one.bytes().unwrap_or_default();
+        let storage = Storage::filled(shape.elements() * dtype.size(), element, device);
+        Tensor::of(storage, shape, dtype, device)
     }
 
     /// # Panics
@@ -77,9 +82,13 @@ impl Tensor {
             shape.elements(),
             "data does not fill a tensor of shape {shape}"
         );
-        let mut tensor = Tensor::uninit(shape, T::DTYPE, device);
-        tensor.storage_mut().expect("storage was just made")[..data.len()].copy_from_slice(data);
-        tensor
+        Tensor::from_bytes(bytemuck::cast_slice(data), shape, T::DTYPE, device)
+    }
+
+    /// The elements as they lie in memory.
+    pub(crate) fn from_bytes(data: &[u8], shape: Shape, dtype: DType, device: Device) -> Tensor {
+        let storage = Storage::upload(data, device, !dtype.is_float());
+        Tensor::of(storage, shape, dtype, device)
     }
 
     /// Converts from f64 to `dtype`; integers truncate, `Bool` is `value != 0`.
@@ -198,8 +207,10 @@ impl Tensor {
         Arc::get_mut(&mut self.storage).is_some()
     }
 
+    /// The host's memory under the tensor, if no other tensor shares it.
     fn storage_mut<T: Element>(&mut self) -> Option<&mut [T]> {
-        Arc::get_mut(&mut self.storage).map(Buffer::as_mut_slice)
+        let storage = Arc::get_mut(&mut self.storage)?;
+        storage.host_mut().ok().map(Buffer::as_mut_slice)
     }
 
     fn holds<T: Element>(&self) -> bool {
@@ -224,7 +235,8 @@ impl Tensor {
         check.require(self.is_contiguous(), || {
             format!("not contiguous (strides {})", self.strides)
         })?;
-        Ok(&self.storage.as_slice()[self.offset..self.offset + self.len()])
+        let storage = self.storage.host().map_err(|why| check.error(why))?;
+        Ok(&storage.as_slice()[self.offset..self.offset + self.len()])
     }
 
     /// The elements in row-major order, for writing.
@@ -242,55 +254,40 @@ impl Tensor {
         } else if !self.is_unique() {
             "shares its storage, so it cannot be written"
         } else {
-            return Ok(
-                &mut self.storage_mut().expect("unique by the test above")[start..start + len]
-            );
+            ""
         };
-        Err(Error::new(
-            "as_mut_slice",
-            reason,
-            vec![Operand::new("x", self)],
-        ))
+        let operand = Operand::new("x", self);
+        match self.storage_mut() {
+            Some(memory) if reason.is_empty() => Ok(&mut memory[start..start + len]),
+            _ => Err(Error::new("as_mut_slice", reason, vec![operand])),
+        }
     }
 
     /// The elements in row-major order, whatever the strides.
     ///
     /// # Errors
-    /// If the tensor holds another type.
+    /// If the tensor holds another type; and as [`Tensor::to_host`].
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.to_host().as_slice()?.to_vec())
+        Ok(self.to_host()?.as_slice()?.to_vec())
     }
 
     /// The elements as f64, from any dtype, in row-major order.
-    pub fn to_f64_vec(&self) -> Vec<f64> {
-        let x = self.to_host();
-        let range = x.offset..x.offset + x.len();
+    ///
+    /// # Errors
+    /// As [`Tensor::to_host`].
+    pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
+        fn widened<T: Element>(x: &Tensor, widen: impl Fn(T) -> f64) -> Result<Vec<f64>> {
+            Ok(x.as_slice::<T>()?.iter().map(|&v| widen(v)).collect())
+        }
+        let x = self.to_host()?;
         match x.dtype {
-            DType::F32 => x.storage.as_slice::<f32>()[range]
-                .iter()
-                .map(|&v| v as f64)
-                .collect(),
-            DType::F64 => x.storage.as_slice::<f64>()[range].to_vec(),
-            DType::BF16 => x.storage.as_slice::<bf16>()[range]
-                .iter()
-                .map(|&v| v.to_f64())
-                .collect(),
-            DType::F16 => x.storage.as_slice::<f16>()[range]
-                .iter()
-                .map(|&v| v.to_f64())
-                .collect(),
-            DType::I32 => x.storage.as_slice::<i32>()[range]
-                .iter()
-                .map(|&v| v as f64)
-                .collect(),
-            DType::I64 => x.storage.as_slice::<i64>()[range]
-                .iter()
-                .map(|&v| v as f64)
-                .collect(),
-            DType::U8 | DType::Bool => x.storage.as_slice::<u8>()[range]
-                .iter()
-                .map(|&v| v as f64)
-                .collect(),
+            DType::F32 => widened::<f32>(&x, f64::from),
+            DType::F64 => Ok(x.as_slice::<f64>()?.to_vec()),
+            DType::BF16 => widened::<bf16>(&x, bf16::to_f64),
+            DType::F16 => widened::<f16>(&x, f16::to_f64),
+            DType::I32 => widened::<i32>(&x, f64::from),
+            DType::I64 => widened::<i64>(&x, |v| v as f64),
+            DType::U8 | DType::Bool => widened::<u8>(&x, f64::from),
         }
     }
 
@@ -301,7 +298,7 @@ impl Tensor {
     pub fn item(&self) -> Result<f64> {
         Check::new("item", &[("x", self)])
             .require(self.len() == 1, || "must hold one element".into())?;
-        Ok(self.to_f64_vec()[0])
+        Ok(self.to_f64_vec()?[0])
     }
 
     /// Converts the elements to another dtype, rounding to nearest.
@@ -315,13 +312,13 @@ impl Tensor {
         let check = Check::new("cast", &[("x", self)]);
         let Some(gpu) = check.gpu() else {
             return Ok(Tensor::from_f64(
-                &self.to_f64_vec(),
+                &self.to_f64_vec()?,
                 self.shape,
                 dtype,
                 self.device,
             ));
         };
-        let (Some(from), Some(to)) = (Storage::of(self.dtype), Storage::of(dtype)) else {
+        let (Some(from), Some(to)) = (ptx::Storage::of(self.dtype), ptx::Storage::of(dtype)) else {
             return Err(gpu.missing(&format!("a conversion to {dtype}")));
         };
         let mut out = Tensor::uninit(self.shape, dtype, self.device);
@@ -333,31 +330,6 @@ impl Tensor {
             gpu.call(&pass.call, operands)?;
         }
         Ok(out)
-    }
-
-    /// The same elements on another device, in row-major order; itself where it already is there.
-    pub fn to_device(&self, device: Device) -> Tensor {
-        match device {
-            _ if device == self.device => self.clone(),
-            Device::Cpu => self.to_host(),
-            Device::Sim { .. } => Tensor {
-                device,
-                ..self.to_host().gathered()
-            },
-        }
-    }
-
-    /// The elements in the host's memory, in row-major order.
-    pub fn to_host(&self) -> Tensor {
-        // Simulated GPUs have the host's memory.
-        let x = Tensor {
-            device: Device::Cpu,
-            ..self.clone()
-        };
-        match x.is_contiguous() {
-            true => x,
-            false => x.gathered(),
-        }
     }
 
     /// The same elements under another shape: a view where the tensor is contiguous, else a copy.
@@ -443,137 +415,6 @@ impl Tensor {
         Ok(view)
     }
 
-    /// The same elements in row-major order: itself where it already is, else a copy.
-    ///
-    /// # Errors
-    /// If a GPU has no kernel for the copy: the view has more elements, or reaches further, than kernels count.
-    pub fn contiguous(&self) -> Result<Tensor> {
-        if self.is_contiguous() {
-            return Ok(self.clone());
-        }
-        self.packed_copy()
-    }
-
-    /// [`Tensor::contiguous`] that begins at a multiple of `alignment` bytes.
-    pub(crate) fn packed(&self, alignment: usize) -> Result<Tensor> {
-        let aligned = (self.offset * self.dtype.size()).is_multiple_of(alignment);
-        if self.is_contiguous() && (aligned || self.is_empty()) {
-            return Ok(self.clone());
-        }
-        self.packed_copy()
-    }
-
-    /// The elements in row-major order in storage of their own.
-    fn packed_copy(&self) -> Result<Tensor> {
-        let check = Check::new("contiguous", &[("x", self)]);
-        let Some(gpu) = check.gpu() else {
-            return Ok(self.gathered());
-        };
-        let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
-        let (dims, strides) = (self.shape.dims(), self.strides.dims());
-        let call = Copy::config(self.dtype.size(), dims, strides, self.offset);
-        let whole = Tensor {
-            offset: 0,
-            shape: Shape::new(&[self.storage.len_bytes() / self.dtype.size()]),
-            strides: Shape::new(&[1]),
-            ..self.clone()
-        };
-        gpu.call(&gpu.plan(call)?, [Arg::Write(&mut out), Arg::Read(&whole)])?;
-        Ok(out)
-    }
-
-    /// [`Tensor::packed_copy`] by the CPU.
-    fn gathered(&self) -> Tensor {
-        let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
-        let size = self.dtype.size();
-        let src = self.storage.as_bytes();
-        let dst = Arc::get_mut(&mut out.storage)
-            .expect("storage was just made")
-            .as_bytes_mut();
-        kernels::ops::copy::gather_strided(
-            dst,
-            src,
-            size,
-            self.shape.dims(),
-            self.strides.dims(),
-            self.offset,
-        );
-        out
-    }
-
-    /// The elements in row-major order in storage of their own, shared with nobody and with no room to spare.
-    pub fn detach_copy(&self) -> Result<Tensor> {
-        if !self.is_contiguous() {
-            return self.packed_copy();
-        }
-        let mut out = Tensor::uninit(self.shape, self.dtype, self.device);
-        let bytes = Arc::get_mut(&mut out.storage)
-            .expect("storage was just made")
-            .as_bytes_mut();
-        bytes.copy_from_slice(self.bytes());
-        Ok(out)
-    }
-
-    /// The memory of a contiguous tensor.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        debug_assert!(self.is_contiguous());
-        let size = self.dtype.size();
-        &self.storage.as_bytes()[self.offset * size..][..self.len() * size]
-    }
-
-    /// The memory of a tensor that is contiguous, shared with nobody, and begins at a multiple of `alignment` bytes.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub(crate) fn bytes_mut(&mut self, alignment: usize) -> Result<&mut [u8]> {
-        let size = self.dtype.size();
-        let (start, len) = (self.offset * size, self.len() * size);
-        let reason = if !self.is_contiguous() {
-            "not contiguous, so kernels cannot write it"
-        } else if len > 0 && !start.is_multiple_of(alignment) {
-            "begins where kernels cannot write"
-        } else if !self.is_unique() {
-            "shares its storage, so it cannot be written"
-        } else {
-            let storage = Arc::get_mut(&mut self.storage).expect("unique by the test above");
-            return Ok(&mut storage.as_bytes_mut()[start..start + len]);
-        };
-        Err(Error::new("launch", reason, vec![Operand::new("x", self)]))
-    }
-
-    /// Overwrites the elements from `start` on, in row-major order, with those of `src`, which may live on another device.
-    ///
-    /// # Errors
-    /// If dtypes differ, `src` does not fit, or the tensor is not contiguous or shares its storage.
-    pub fn overwrite(&mut self, start: usize, src: &Tensor) -> Result<()> {
-        let check = Check::new("overwrite", &[("dst", self), ("src", src)]);
-        check.dtype("src", src, self.dtype)?;
-        let fits = start <= self.len() && src.len() <= self.len() - start;
-        check.require(fits, || format!("src does not fit from element {start} on"))?;
-        let src = match src.device == self.device {
-            true => src.contiguous()?,
-            false => src.to_host(),
-        };
-        let bytes = src.bytes();
-        self.bytes_mut(1)?[start * src.dtype.size()..][..bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    /// Sets every element to the one of `value`.
-    ///
-    /// # Errors
-    /// If `value` is not one element of the same dtype, or the tensor is not contiguous or shares its storage.
-    pub(crate) fn set_all(&mut self, value: &Tensor) -> Result<()> {
-        let check = Check::new("fill", &[("out", self), ("value", value)]);
-        check.dtype("value", value, self.dtype)?;
-        check.shape("value", value, &[])?;
-        let value = value.bytes();
-        for element in self.bytes_mut(1)?.chunks_exact_mut(value.len()) {
-            element.copy_from_slice(value);
-        }
-        Ok(())
-    }
-
     /// Turns the only owner of a flat arena into the view of one of its parts, which can then be written.
     ///
     /// # Errors
@@ -601,14 +442,6 @@ impl Tensor {
         self.shape = Shape::new(&[len]);
         self.strides = self.shape.strides();
         Ok(self)
-    }
-
-    /// Whether the two hold the same bits (and shape and dtype).
-    pub fn bit_equal(&self, other: &Tensor) -> bool {
-        if self.shape != other.shape || self.dtype != other.dtype {
-            return false;
-        }
-        self.to_host().bytes() == other.to_host().bytes()
     }
 }
 

@@ -84,7 +84,7 @@ proptest! {
     fn a_broadcast_view_repeats_the_right_elements((a, b) in broadcastable()) {
         let out = Shape::broadcast(&Shape::new(&a), &Shape::new(&b)).expect("made to fit");
         let x = counting(&a);
-        let view = x.broadcast_to(out).unwrap().to_f64_vec();
+        let view = x.broadcast_to(out).unwrap().to_f64_vec().unwrap();
         for (flat, &value) in view.iter().enumerate() {
             let from = operand_index(&unravel(flat, &out), &a);
             prop_assert_eq!(value, ravel(&from, &a) as f64);
@@ -111,7 +111,7 @@ proptest! {
         order.sort_by_key(|&d| keys[d]);
         let view = counting(&dims).permute(&order).unwrap();
         let flat = view.reshape([view.len()]).unwrap();
-        prop_assert_eq!(flat.to_f64_vec(), view.to_f64_vec());
+        prop_assert_eq!(flat.to_f64_vec().unwrap(), view.to_f64_vec().unwrap());
         prop_assert!(flat.reshape(view.shape()).unwrap().bit_equal(&view));
     }
 
@@ -153,8 +153,8 @@ proptest! {
         // bf16 holds integers to 256 exactly, f16 to 2048.
         for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32, DType::I64, DType::U8] {
             let x = Tensor::from_f64(&data, [data.len()], dtype, Device::Cpu);
-            prop_assert_eq!(x.to_f64_vec(), data.clone());
-            prop_assert_eq!(x.cast(DType::F64).unwrap().to_f64_vec(), data.clone());
+            prop_assert_eq!(x.to_f64_vec().unwrap(), data.clone());
+            prop_assert_eq!(x.cast(DType::F64).unwrap().to_f64_vec().unwrap(), data.clone());
         }
     }
 }

@@ -279,7 +279,7 @@ impl<'a> Checker<'a> {
                 self.fail(Check::Unwritten, message);
                 continue;
             }
-            let y = output.to_f64_vec();
+            let y = output.to_f64_vec().unwrap();
             let error = budget::relative(&y, &reference.data);
             self.worst.f64_error = self.worst.f64_error.max(error);
             if exceeds(error, budget::F64) {
@@ -326,7 +326,7 @@ impl<'a> Checker<'a> {
                     format!("gradient of {name}: {n} elements"),
                 );
             }
-            gradients[i] = gradient.to_f64_vec();
+            gradients[i] = gradient.to_f64_vec().unwrap();
         }
         self.finite_differences(&gradients)?;
 
@@ -344,7 +344,7 @@ impl<'a> Checker<'a> {
                 for i in self.asked() {
                     // An operand may well not depend on every output.
                     if let Some(gradient) = &alone.gradients[i] {
-                        add(&mut sums[i], &gradient.to_f64_vec());
+                        add(&mut sums[i], &gradient.to_f64_vec().unwrap());
                     }
                 }
             }
@@ -493,7 +493,7 @@ impl<'a> Checker<'a> {
             let outcome = self.run_on(&values, &self.plan(DType::F64, Leaves::None))?;
             for (outputs, flow) in outcome.outputs.iter().zip(&self.flow) {
                 for (output, dy) in outputs.iter().zip(flow.iter().flatten()) {
-                    let y = output.to_f64_vec();
+                    let y = output.to_f64_vec().unwrap();
                     let terms = y.iter().zip(&dy.data).map(|(y, dy)| y * dy);
                     let (sum, sizes) = terms.fold((0.0, 0.0), |(sum, size), term| {
                         (sum + term, size + f64::abs(term))
@@ -566,7 +566,7 @@ impl<'a> Checker<'a> {
                 self.fail(Check::Unwritten, message);
                 continue;
             }
-            let (exact, single) = (exact.to_f64_vec(), single.to_f64_vec());
+            let (exact, single) = (exact.to_f64_vec().unwrap(), single.to_f64_vec().unwrap());
             let naive: Vec<Vec<f64>> = naive.iter().map(as_f64).collect();
             let naive: Vec<&[f64]> = naive.iter().map(Vec::as_slice).collect();
             let used = budget::used(Precision::F32, &single, &exact, &naive, from);
@@ -797,7 +797,7 @@ fn exceeds(value: f64, limit: f64) -> bool {
 fn as_f64(gradient: &Option<Tensor>) -> Vec<f64> {
     gradient
         .as_ref()
-        .map(Tensor::to_f64_vec)
+        .map(|x| x.to_f64_vec().unwrap())
         .unwrap_or_default()
 }
 
@@ -810,7 +810,11 @@ fn add(sum: &mut [f64], terms: &[f64]) {
 /// Elements that still hold the poison of a new buffer.
 fn unwritten(x: &Tensor) -> usize {
     let count = |poisoned: &dyn Fn(f64) -> bool| {
-        x.to_f64_vec().into_iter().filter(|&v| poisoned(v)).count()
+        x.to_f64_vec()
+            .unwrap()
+            .into_iter()
+            .filter(|&v| poisoned(v))
+            .count()
     };
     match x.dtype() {
         // Widening keeps the sign and the payload of a NaN: all ones stay ones as far as they go.

@@ -84,7 +84,7 @@ impl Inputs {
     /// One number for each sample; a single one stands for all.
     fn timestep(&self, t: &Tape, samples: usize) -> Result<Var> {
         let steps = self.raw("timestep").ok_or_else(|| missing("timestep"))?;
-        let mut values = steps.to_f64_vec();
+        let mut values = steps.to_f64_vec()?;
         if values.len() == 1 {
             values = vec![values[0]; samples];
         }
@@ -105,15 +105,17 @@ impl Inputs {
                 ids.dtype()
             )));
         }
-        let values: Vec<i32> = ids.to_f64_vec().iter().map(|&v| v as i32).collect();
+        let values: Vec<i32> = ids.to_f64_vec()?.iter().map(|&v| v as i32).collect();
         Ok(Tensor::from_slice(&values, ids.shape(), Device::Cpu))
     }
 
     /// True (or not zero) where there is something to attend to.
-    fn mask(&self, name: &'static str) -> Option<Tensor> {
-        let mask = self.raw(name)?;
-        let kept: Vec<bool> = mask.to_f64_vec().iter().map(|&v| v != 0.0).collect();
-        Some(Tensor::from_bools(&kept, mask.shape(), Device::Cpu))
+    fn mask(&self, name: &'static str) -> Result<Option<Tensor>> {
+        let Some(mask) = self.raw(name) else {
+            return Ok(None);
+        };
+        let kept: Vec<bool> = mask.to_f64_vec()?.iter().map(|&v| v != 0.0).collect();
+        Ok(Some(Tensor::from_bools(&kept, mask.shape(), Device::Cpu)))
     }
 
     /// An error for the inputs that nothing asked for.
@@ -149,7 +151,7 @@ impl Probe for UNet2DConditionModel {
         let timestep = inputs.timestep(t, sample.dims()[0])?;
         let context = inputs.optional(t, "encoder_hidden_states")?;
         let labels = inputs.optional(t, "class_labels")?;
-        let mask = inputs.mask("attention_mask");
+        let mask = inputs.mask("attention_mask")?;
         let output = self.forward(
             t,
             UNet2DConditionInputs {
@@ -180,7 +182,7 @@ impl Probe for PriorTransformer {
         let timestep = inputs.timestep(t, hidden_states.dims()[0])?;
         let proj_embedding = inputs.float(t, "proj_embedding")?;
         let encoder_hidden_states = inputs.float(t, "encoder_hidden_states")?;
-        let mask = inputs.mask("attention_mask");
+        let mask = inputs.mask("attention_mask")?;
         let output = self.forward(
             t,
             PriorInputs {
@@ -213,7 +215,7 @@ impl Probe for UnCLIPTextProjModel {
 impl Probe for CLIPModel {
     fn run(&self, t: &Tape, inputs: &Inputs) -> Result<Vec<(&'static str, Var)>> {
         let ids = inputs.ids("input_ids")?;
-        let mask = inputs.mask("attention_mask");
+        let mask = inputs.mask("attention_mask")?;
         let pixels = inputs.float(t, "pixel_values")?;
         let made = self.forward(t, &ids, mask.as_ref(), &pixels)?;
         let per_image = autograd::ops::permute::permute(t, &made.logits_per_text, &[1, 0])?;
@@ -230,7 +232,7 @@ impl Probe for CLIPModel {
 impl Probe for CLIPTextModelWithProjection {
     fn run(&self, t: &Tape, inputs: &Inputs) -> Result<Vec<(&'static str, Var)>> {
         let ids = inputs.ids("input_ids")?;
-        let made = self.forward(t, &ids, inputs.mask("attention_mask").as_ref())?;
+        let made = self.forward(t, &ids, inputs.mask("attention_mask")?.as_ref())?;
         Ok(vec![
             ("text_embeds", made.text_embeds),
             ("last_hidden_state", made.last_hidden_state),
@@ -426,8 +428,8 @@ impl View for &Stored {
 pub fn serialize(named: &Named) -> Result<Vec<u8>> {
     let stored: Vec<(String, Stored)> = named
         .iter()
-        .map(|(name, x)| (name.clone(), Stored(x.to_host())))
-        .collect();
+        .map(|(name, x)| Ok((name.clone(), Stored(x.to_host()?))))
+        .collect::<Result<_>>()?;
     let views = stored.iter().map(|(name, x)| (name.as_str(), x));
     safetensors::serialize(views, None)
         .map_err(|e| Error::failure(format!("cannot write the outputs: {e}")))

@@ -1,9 +1,13 @@
 //! One training step: forward, backward, gradient norm, and the fused update of weights, moments and average.
+//!
+//! On the CPU the norm is looked at before the update. A GPU is asked for the whole step first, which it is then told to
+//! take as one: the first step runs op by op, the second is recorded ([`Graph`]), and those after it are replayed.
 
 use autograd::{Decay, Device, ParamGrads, ParamInfo, ParamLayout, Params, StepState, Tape, Var};
 use tensor::Tensor;
+use tensor::graph::{Graph, Replay};
 use tensor::ops::muon::{self, Matrix, Rates};
-use tensor::ops::optimizer::{self, AdamW, Arenas, Run, clip_factor};
+use tensor::ops::optimizer::{self, AdamW, Arenas, Clipped, Portions, Run, clip_factor};
 
 use crate::config::{Common, Optimizer};
 use crate::{Error, Result};
@@ -24,6 +28,32 @@ pub struct Step {
     /// What Muon updates; the first moment is its momentum.
     matrices: Vec<Matrix>,
     settings: Settings,
+    /// `None` on the CPU.
+    on_gpu: Option<OnGpu>,
+}
+
+/// What a step on a GPU keeps.
+struct OnGpu {
+    portions: Portions,
+    graph: Option<Graph>,
+    /// Steps that ran op by op since the start, or since one was not the one that was recorded.
+    warm: usize,
+    /// Steps that were not the one that was recorded.
+    divergences: usize,
+}
+
+impl OnGpu {
+    /// Steps that run op by op before one is recorded: they fill the pool and compile the kernels.
+    const WARM: usize = 1;
+    /// Steps that may differ from the recorded one before recording is given up.
+    const TRIES: usize = 4;
+}
+
+/// A step that a GPU was asked for.
+struct Asked {
+    /// Of each micro-step, a scalar.
+    losses: Vec<Tensor>,
+    clipped: Clipped,
 }
 
 /// What stays the same from step to step.
@@ -49,7 +79,15 @@ pub struct Outcome {
 }
 
 impl Step {
+    /// # Errors
+    /// If the optimiser has no kernels for the device that the parameters live on.
     pub fn new(params: Params, common: &Common) -> Result<Step> {
+        let device = params.device();
+        if device != Device::Cpu && common.optimizer == Optimizer::Muon {
+            return Err(Error::usage(format!(
+                "a step with optimizer = \"muon\" is not taken on {device} yet: set optimizer = \"adamw\", or use --device cpu"
+            )));
+        }
         let zeros = || {
             Tensor::zeros(
                 [params.layout().arena_len()],
@@ -61,12 +99,23 @@ impl Step {
             Optimizer::Adamw => Vec::new(),
             Optimizer::Muon => matrices(params.layout()),
         };
+        let runs = runs(params.layout(), &matrices);
+        let on_gpu = match device {
+            Device::Cpu => None,
+            device => Some(OnGpu {
+                portions: Portions::new(&runs, device)?,
+                graph: None,
+                warm: 0,
+                divergences: 0,
+            }),
+        };
         Ok(Step {
             ema: params.arena().detach_copy()?,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             grads: None,
-            runs: runs(params.layout(), &matrices),
+            runs,
+            on_gpu,
             matrices,
             settings: Settings {
                 seed: common.seed,
@@ -100,27 +149,129 @@ impl Step {
     ///
     /// # Errors
     /// If the loss or the gradient is not finite: names the first op and module that made it so. Weights are then as
-    /// they were before the step.
+    /// they were before the step. On a GPU `loss` cannot read what it computes: keep tensors, and read them afterwards.
     pub fn take(
         &mut self,
         step: u64,
         learning_rate: f64,
         mut loss: impl FnMut(&Tape, usize) -> Result<Var>,
     ) -> Result<Outcome> {
-        let mut mean = 0.0;
-        for micro in 0..self.settings.micro_steps {
-            mean +=
-                self.accumulate(step, micro, false, &mut loss)? / self.settings.micro_steps as f64;
-        }
-        let norm = match &mut self.grads {
-            Some(grads) => optimizer::gradient_norm(grads.finish()?)?,
-            None => f64::NAN,
+        let outcome = match self.on_gpu {
+            None => {
+                let losses = self.differentiate(step, &mut loss)?;
+                let mean = mean(&losses)?;
+                let norm = optimizer::gradient_norm(self.gradient()?)?;
+                if mean.is_finite() && norm.is_finite() {
+                    self.update(step, learning_rate, norm)?;
+                }
+                Outcome { loss: mean, norm }
+            }
+            Some(_) => {
+                let Asked { losses, clipped } = self.asked(step, learning_rate, &mut loss)?;
+                Outcome {
+                    loss: mean(&losses)?,
+                    norm: clipped.norm()?,
+                }
+            }
         };
-        if !(mean.is_finite() && norm.is_finite()) {
-            return Err(self.blame(step, mean, &mut loss));
+        match outcome.loss.is_finite() && outcome.norm.is_finite() {
+            true => Ok(outcome),
+            false => Err(self.blame(step, outcome.loss, &mut loss)),
         }
-        self.update(step, learning_rate, norm)?;
-        Ok(Outcome { loss: mean, norm })
+    }
+
+    /// Steps on a GPU, simulated or not, that were not the one that was recorded. Zero where each asks for the same.
+    pub fn divergences(&self) -> usize {
+        self.on_gpu.as_ref().map_or(0, |gpu| {
+            gpu.divergences + gpu.graph.as_ref().map_or(0, Graph::divergences)
+        })
+    }
+
+    /// Asks a GPU for a step: op by op, or recorded, or as it was recorded.
+    fn asked(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Result<Asked> {
+        let device = self.params.device();
+        let (warm, divergences, graph) = match &mut self.on_gpu {
+            Some(gpu) => (gpu.warm, gpu.divergences, gpu.graph.take()),
+            None => (0, OnGpu::TRIES, None),
+        };
+        let (graph, asked, diverged) = match graph {
+            Some(mut graph) => match graph.replay(|| self.ask(step, learning_rate, loss))? {
+                Replay::Done(asked) => (Some(graph), asked, false),
+                Replay::Diverged(_) => {
+                    // What the step left half done on the host is made again.
+                    self.grads = None;
+                    (None, self.ask(step, learning_rate, loss)?, true)
+                }
+            },
+            None if warm >= OnGpu::WARM && divergences < OnGpu::TRIES => {
+                let (graph, asked) = Graph::record(device, || self.ask(step, learning_rate, loss))?;
+                (graph, asked, false)
+            }
+            None => (None, self.ask(step, learning_rate, loss)?, false),
+        };
+        if let Some(gpu) = &mut self.on_gpu {
+            gpu.divergences += usize::from(diverged);
+            gpu.warm = if diverged { 0 } else { gpu.warm + 1 };
+            gpu.graph = graph;
+        }
+        Ok(asked)
+    }
+
+    /// The requests of a step on a GPU.
+    fn ask(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Result<Asked> {
+        let losses = self.differentiate(step, loss)?;
+        let Settings {
+            adamw,
+            max_grad_norm,
+            ..
+        } = self.settings;
+        let scalars = adamw.at(step + 1, learning_rate, 1.0, self.ema_decay(step));
+        let (Some(grads), Some(gpu)) = (&mut self.grads, &self.on_gpu) else {
+            return Err(Error::failure("a step made no gradients"));
+        };
+        let arenas = Arenas {
+            parameters: self.params.arena_mut(),
+            gradient: grads.finish()?,
+            m: &mut self.exp_avg,
+            v: &mut self.exp_avg_sq,
+            ema: Some(&mut self.ema),
+        };
+        let clipped = optimizer::clip_and_update(arenas, &scalars, max_grad_norm, &gpu.portions)?;
+        Ok(Asked { losses, clipped })
+    }
+
+    /// The gradients of all micro-steps; returns their losses.
+    fn differentiate(
+        &mut self,
+        step: u64,
+        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+    ) -> Result<Vec<Tensor>> {
+        (0..self.settings.micro_steps)
+            .map(|micro| self.accumulate(step, micro, false, loss))
+            .collect()
+    }
+
+    fn gradient(&mut self) -> Result<&Tensor> {
+        match &mut self.grads {
+            Some(grads) => Ok(grads.finish()?),
+            None => Err(Error::failure("a step made no gradients")),
+        }
+    }
+
+    /// An average over the steps so far, until there are enough of them.
+    fn ema_decay(&self, step: u64) -> f64 {
+        let so_far = (1.0 + step as f64) / (10.0 + step as f64);
+        self.settings.ema_decay.min(so_far)
     }
 
     /// Adds one micro-step's gradients, and returns its loss.
@@ -130,7 +281,7 @@ impl Step {
         micro: usize,
         check_finite: bool,
         loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
-    ) -> Result<f64> {
+    ) -> Result<Tensor> {
         let Settings {
             seed,
             micro_steps,
@@ -156,7 +307,7 @@ impl Step {
             t = t.with_finite_checks();
         }
         let total = loss(&t, micro)?;
-        let value = total.tensor().item()?;
+        let value = total.tensor().clone();
         let seed = 1.0 / micro_steps as f64;
         let seed = Tensor::full(total.tensor().shape(), seed, total.dtype(), total.device());
         self.grads = Some(t.backward_from(vec![(total, seed)], grads)?.into_params());
@@ -169,11 +320,9 @@ impl Step {
             muon_momentum,
             muon_rate,
             max_grad_norm,
-            ema_decay,
             ..
         } = self.settings;
-        // An average over the steps so far, until there are enough of them.
-        let ema_decay = ema_decay.min((1.0 + step as f64) / (10.0 + step as f64));
+        let ema_decay = self.ema_decay(step);
         let factor = clip_factor(norm, max_grad_norm);
         let scalars = adamw.at(step + 1, learning_rate, factor, ema_decay);
         let Some(grads) = &mut self.grads else {
@@ -224,6 +373,15 @@ impl Step {
     }
 }
 
+/// The mean of scalars.
+fn mean(losses: &[Tensor]) -> Result<f64> {
+    let mut sum = 0.0;
+    for loss in losses {
+        sum += loss.item()? / losses.len() as f64;
+    }
+    Ok(sum)
+}
+
 /// The matrices that Muon updates: those between hidden layers. Those that read or write something of few channels, such
 /// as pixels, and tables of embeddings are AdamW's, as Jordan et al. advise. A convolution's filters are its rows.
 fn matrices(layout: &ParamLayout) -> Vec<Matrix> {
@@ -262,7 +420,7 @@ fn runs(layout: &ParamLayout, others: &[Matrix]) -> Vec<Run> {
     runs
 }
 
-/// Values read from a file as an arena, if there are as many as it needs.
-pub fn arena(values: &[f32], len: usize) -> Option<Tensor> {
-    (values.len() == len).then(|| Tensor::from_slice(values, [len], Device::Cpu))
+/// Values read from a file as an arena of `device`, if there are as many as it needs.
+pub fn arena(values: &[f32], len: usize, device: Device) -> Option<Tensor> {
+    (values.len() == len).then(|| Tensor::from_slice(values, [len], device))
 }

@@ -11,6 +11,7 @@ use autograd::{Params, Tape};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use tensor::Device;
 
 use crate::checkpoint::{Checkpoint, Store};
 use crate::config::{Common, Config, StageKind};
@@ -21,7 +22,7 @@ use crate::stages::clip::Clip;
 use crate::stages::decoder::Decoder;
 use crate::stages::prior::Prior;
 use crate::stages::upsampler::Upsampler;
-use crate::stages::{DTYPE, Loss, Stage};
+use crate::stages::{DTYPE, Loss, Numbers, Stage};
 use crate::step::{self, Step};
 use crate::{Error, Result, files};
 
@@ -56,20 +57,25 @@ const STATE: &str = "state.json";
 const AVERAGED: &str = "ema";
 
 /// Trains the stage that `config` describes, from its beginning or from a checkpoint, to its last step; returns the
-/// directory of the finished model.
+/// directory of the finished model. The network lives on `device`.
 ///
 /// # Errors
 /// Anything that goes wrong; a signal is an [`Error::Interrupted`] after a checkpoint was written.
-pub fn train(config: &Config, resume: &Resume, interrupt: &Interrupt) -> Result<PathBuf> {
-    let run = Run::open(config, resume)?;
+pub fn train(
+    config: &Config,
+    resume: &Resume,
+    device: Device,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
+    let run = Run::open(config, resume, device)?;
     if let Some(model) = run.finished()? {
         return Ok(model);
     }
     let position = run.start() * config.common().samples_per_step();
     match config {
         Config::Clip(c) => run.train(Clip::new(c, position)?, interrupt),
-        Config::Prior(c) => run.train(Prior::new(c, position)?, interrupt),
-        Config::Decoder(c) => run.train(Decoder::new(c, position)?, interrupt),
+        Config::Prior(c) => run.train(Prior::new(c, position, device)?, interrupt),
+        Config::Decoder(c) => run.train(Decoder::new(c, position, device)?, interrupt),
         Config::Upsampler(c) => run.train(Upsampler::new(c, position)?, interrupt),
     }
 }
@@ -78,12 +84,7 @@ pub fn train(config: &Config, resume: &Resume, interrupt: &Interrupt) -> Result<
 /// later stages need to be timed.
 pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
     fn time<S: Stage>(mut stage: S, common: &Common, interrupt: &Interrupt) -> Result<f64> {
-        let params = Params::init(
-            stage.layout().clone(),
-            common.seed,
-            DTYPE,
-            tensor::Device::Cpu,
-        )?;
+        let params = Params::init(stage.layout().clone(), common.seed, DTYPE, Device::Cpu)?;
         let mut training = Step::new(params, common)?;
         let batch = stage.batch()?;
         let mut seconds = Vec::new();
@@ -104,8 +105,8 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
     let common = config.common();
     match config {
         Config::Clip(c) => time(Clip::new(c, 0)?, common, interrupt),
-        Config::Prior(c) => time(Prior::new(c, 0)?, common, interrupt),
-        Config::Decoder(c) => time(Decoder::new(c, 0)?, common, interrupt),
+        Config::Prior(c) => time(Prior::new(c, 0, Device::Cpu)?, common, interrupt),
+        Config::Decoder(c) => time(Decoder::new(c, 0, Device::Cpu)?, common, interrupt),
         Config::Upsampler(c) => time(Upsampler::new(c, 0)?, common, interrupt),
     }
 }
@@ -120,6 +121,8 @@ pub fn model_dir(run: &Path) -> PathBuf {
 struct Run<'a> {
     config: &'a Config,
     common: &'a Common,
+    /// Where the network is trained.
+    device: Device,
     dir: PathBuf,
     store: Store,
     from: Option<Checkpoint>,
@@ -128,7 +131,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn open(config: &'a Config, resume: &Resume) -> Result<Run<'a>> {
+    fn open(config: &'a Config, resume: &Resume, device: Device) -> Result<Run<'a>> {
         let common = config.common();
         let dir = PathBuf::from(&common.output_dir);
         files::create_dir(&dir)?;
@@ -170,6 +173,7 @@ impl<'a> Run<'a> {
         Ok(Run {
             config,
             common,
+            device,
             store,
             from,
             dir,
@@ -212,8 +216,7 @@ impl<'a> Run<'a> {
         let mut training = match &self.from {
             Some(checkpoint) => self.resumed(&mut stage, checkpoint, interrupt)?,
             None => {
-                let mut params =
-                    Params::init(stage.layout().clone(), seed, DTYPE, tensor::Device::Cpu)?;
+                let mut params = Params::init(stage.layout().clone(), seed, DTYPE, self.device)?;
                 stage.prepare(&mut params, true, interrupt)?;
                 Step::new(params, self.common)?
             }
@@ -234,18 +237,22 @@ impl<'a> Run<'a> {
                 batches.push(stage.batch()?);
             }
             let waited = began.elapsed().as_secs_f64();
-            let mut parts = Vec::new();
+            let mut numbers = Vec::new();
             let outcome = training.take(at, rate.at(at), |t: &Tape, micro| {
-                let Loss {
-                    total,
-                    parts: more,
-                    by_time,
-                } = stage.loss(t, &batches[micro])?;
-                parts.push((more, by_time));
+                // A step may be taken again.
+                if micro == 0 {
+                    numbers.clear();
+                }
+                let Loss { total, numbers: of } = stage.loss(t, &batches[micro])?;
+                numbers.push(of);
                 Ok(total)
             })?;
+            let numbers = numbers
+                .into_iter()
+                .map(|numbers| numbers())
+                .collect::<Result<_>>()?;
             stage.constrain(&mut training.params)?;
-            window.add(outcome, parts, began.elapsed().as_secs_f64(), waited);
+            window.add(outcome, numbers, began.elapsed().as_secs_f64(), waited);
 
             let done = at + 1;
             let logs = done % self.common.logging_steps == 0 || done == steps;
@@ -351,10 +358,11 @@ impl<'a> Run<'a> {
                 expected.samples
             )));
         }
-        let mut params = stage.load(dir)?;
+        let mut params = stage.load(dir)?.to_device(self.device)?;
         stage.prepare(&mut params, false, interrupt)?;
         let mut training = Step::new(params, self.common)?;
-        training.ema = stage.load(&dir.join(AVERAGED))?.arena().detach_copy()?;
+        let averaged = stage.load(&dir.join(AVERAGED))?.to_device(self.device)?;
+        training.ema = averaged.arena().detach_copy()?;
         read_moments(&mut training, &dir.join(OPTIMIZER))?;
         println!("goes on from {}", dir.display());
         Ok(training)
@@ -386,9 +394,10 @@ fn lock(dir: &Path) -> Result<File> {
 fn write_moments(training: &Step, path: &Path) -> Result<()> {
     let len = [training.exp_avg.len()];
     let view = |values: &'static str, tensor: &tensor::Tensor| -> Result<(&'static str, Vec<u8>)> {
+        let host = tensor.to_host()?;
         Ok((
             values,
-            bytemuck::cast_slice(tensor.as_slice::<f32>()?).to_vec(),
+            bytemuck::cast_slice(host.as_slice::<f32>()?).to_vec(),
         ))
     };
     let arenas = [
@@ -415,7 +424,7 @@ fn read_moments(training: &mut Step, path: &Path) -> Result<()> {
     ] {
         let view = stored.tensor(name).map_err(bad)?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
-        *arena = step::arena(&values, arena.len()).ok_or_else(|| {
+        *arena = step::arena(&values, arena.len(), arena.device()).ok_or_else(|| {
             Error::failure(format!(
                 "{}: {name} has {} numbers, this network needs {}",
                 path.display(),
@@ -443,17 +452,15 @@ struct Window {
 /// Time steps of every stage's schedule.
 const TIME_STEPS: usize = 1000;
 
-type Parts = (Vec<(&'static str, f64)>, Vec<(usize, f64)>);
-
 impl Window {
-    fn add(&mut self, outcome: step::Outcome, parts: Vec<Parts>, seconds: f64, waited: f64) {
+    fn add(&mut self, outcome: step::Outcome, numbers: Vec<Numbers>, seconds: f64, waited: f64) {
         self.steps += 1.0;
         self.loss += outcome.loss;
         self.norm += outcome.norm;
         self.seconds += seconds;
         self.waited += waited;
-        for (numbers, by_time) in parts {
-            for (name, value) in numbers {
+        for Numbers { parts, by_time } in numbers {
+            for (name, value) in parts {
                 match self.parts.iter_mut().find(|p| p.0 == name) {
                     Some((_, sum, count)) => {
                         *sum += value;

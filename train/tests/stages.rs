@@ -84,7 +84,7 @@ fn prepared() -> tempfile::TempDir {
     };
     make_shapes(&shapes, |_| {}).unwrap();
     let clip = config(StageKind::Clip, root.path(), "clip", &["max_train_steps=2"]);
-    trainer::train(&clip, &Resume::No, &Interrupt::default()).unwrap();
+    trainer::train(&clip, &Resume::No, Device::Cpu, &Interrupt::default()).unwrap();
     root
 }
 
@@ -116,8 +116,8 @@ fn every_stage_learns_one_batch_by_heart() {
         let config = config(stage, root.path(), "heart", &[]);
         let (first, last) = match &config {
             Config::Clip(c) => by_heart(Clip::new(c, 0).unwrap(), &config, 150),
-            Config::Prior(c) => by_heart(Prior::new(c, 0).unwrap(), &config, 150),
-            Config::Decoder(c) => by_heart(Decoder::new(c, 0).unwrap(), &config, 300),
+            Config::Prior(c) => by_heart(Prior::new(c, 0, Device::Cpu).unwrap(), &config, 150),
+            Config::Decoder(c) => by_heart(Decoder::new(c, 0, Device::Cpu).unwrap(), &config, 300),
             Config::Upsampler(c) => by_heart(Upsampler::new(c, 0).unwrap(), &config, 300),
         };
         assert!(last < 0.2 * first, "{stage}: {first} → {last}");
@@ -137,7 +137,7 @@ fn resume_is_bit_equal_over_ten_steps() {
                 "gradient_accumulation_steps=2",
             ];
             let config = config(stage, root.path(), run, &keys);
-            trainer::train(&config, &resume, &Interrupt::default()).unwrap()
+            trainer::train(&config, &resume, Device::Cpu, &Interrupt::default()).unwrap()
         };
         let (whole, parts) = (format!("{stage}-whole"), format!("{stage}-parts"));
         train(&whole, "15", Resume::No);
@@ -159,7 +159,7 @@ fn a_run_is_not_overwritten_and_not_resumed_from_nothing() {
     let root = prepared();
     let config = config(StageKind::Clip, root.path(), "clip", &["max_train_steps=9"]);
     let said = |resume: Resume, config: &Config| {
-        trainer::train(config, &resume, &Interrupt::default())
+        trainer::train(config, &resume, Device::Cpu, &Interrupt::default())
             .unwrap_err()
             .to_string()
     };

@@ -10,6 +10,22 @@ use super::values::{Layout, Random, case_values};
 use crate::spec::{Array, Case, Gradient, OpSpec};
 use crate::{DType, Device, Result, Tensor};
 
+/// The GPU that tests run on: the one that `UNCLIP_DEVICE` names, such as `cuda:0`, or the simulated one.
+///
+/// # Panics
+/// If there is no such GPU, with the reason.
+pub fn gpu() -> Device {
+    let Ok(name) = std::env::var("UNCLIP_DEVICE") else {
+        return Device::SIM;
+    };
+    let device: Result<Device, String> = name.parse();
+    let opened = device.and_then(|device| match device {
+        Device::Cpu => Err("tests of GPU kernels need a GPU, or \"sim\"".to_string()),
+        device => device.open().map(|()| device),
+    });
+    opened.unwrap_or_else(|why| panic!("UNCLIP_DEVICE={name}: {why}"))
+}
+
 /// What a case did on a device.
 #[derive(Clone, Debug)]
 pub enum Verdict {
@@ -86,20 +102,23 @@ struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     fn new(op: &dyn OpSpec, case: &'a Case, device: Device, float: DType) -> Result<Checker<'a>> {
-        let rounded = |array: &Array| Array {
-            data: Tensor::from_f64(&array.data, &array.shape, float, Device::Cpu).to_f64_vec(),
-            shape: array.shape.clone(),
+        let rounded = |array: &Array| -> Result<Array> {
+            let stored = Tensor::from_f64(&array.data, &array.shape, float, Device::Cpu);
+            Ok(Array {
+                data: stored.to_f64_vec()?,
+                shape: array.shape.clone(),
+            })
         };
         let inputs = case.inputs.iter().zip(case_values(case, 0));
         let values = inputs.map(|(input, values)| match input.fill.is_float() {
             true => rounded(&values),
-            false => values,
+            false => Ok(values),
         });
         let mut checker = Checker {
             case,
             device,
             float,
-            values: values.collect(),
+            values: values.collect::<Result<_>>()?,
             flow: vec![vec![]],
             random: Random::new(&case.name),
         };
@@ -113,10 +132,10 @@ impl<'a> Checker<'a> {
             Gradient::None(_) => 1,
         };
         let shapes: Vec<_> = outputs[0].iter().map(Tensor::shape).collect();
-        let mut flow = |shape: &crate::Shape| Some(rounded(&random.normals(shape.dims())));
+        let mut flow = |shape: &crate::Shape| rounded(&random.normals(shape.dims())).map(Some);
         checker.flow = (0..calls)
             .map(|_| shapes.iter().map(&mut flow).collect())
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(checker)
     }
 
@@ -203,10 +222,10 @@ impl<'a> Checker<'a> {
             let naive: Vec<Vec<f64>> = naive
                 .iter()
                 .filter_map(|naive| Some(pick(naive)?.to_f64_vec()))
-                .collect();
+                .collect::<Result<_>>()?;
             let naive: Vec<&[f64]> = naive.iter().map(Vec::as_slice).collect();
             // Statistics and losses are f32 whatever the operands; they are still made of rounded operands.
-            let (exact, got) = (exact.to_f64_vec(), got.to_f64_vec());
+            let (exact, got) = (exact.to_f64_vec()?, got.to_f64_vec()?);
             let used = match exact.len() == got.len() {
                 true => budget::used(precision, &got, &exact, &naive, from),
                 false => f64::INFINITY,

@@ -1,6 +1,7 @@
 //! Random zeros whose mask is drawn again in the backward pass instead of being stored.
 
 use tensor::ops::dropout;
+use tensor::ops::random::Counters;
 use tensor::{Result, Tensor};
 
 use crate::spec::{Array, Case, Cost, Gradient, Input, OpSpec, STEP};
@@ -16,11 +17,12 @@ pub fn dropout(t: &Tape, x: &Var, p: f64) -> Result<Var> {
     if !t.is_training() {
         return Ok(x.clone());
     }
-    let draw = t.draw();
-    let y = dropout::forward(&x.tensor, &draw, p)?;
+    let (draw, counters) = (t.draw(), t.counters());
+    let y = dropout::forward(&x.tensor, &draw, &counters, p)?;
     t.record("dropout", &[x], y, || DropoutBackward {
         x: x.tensor.outline(),
         draw,
+        counters,
         p,
         to: x.id,
     })
@@ -30,6 +32,7 @@ pub fn dropout(t: &Tape, x: &Var, p: f64) -> Result<Var> {
 struct DropoutBackward {
     x: Tensor,
     draw: Draw,
+    counters: Counters,
     p: f64,
     to: Option<VarId>,
 }
@@ -38,7 +41,7 @@ impl Backward for DropoutBackward {
     fn backward(self: Box<Self>, upstream: Upstream, grads: &mut Grads) -> Result<()> {
         let dy = upstream.single()?;
         grads.sink(self.to, &self.x, |dx, accum| {
-            dropout::backward(dx, accum, &dy, &self.draw, self.p)
+            dropout::backward(dx, accum, &dy, &self.draw, &self.counters, self.p)
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::{Draw, Tape, Var};
 /// → shape; no gradient
 pub fn randn(t: &Tape, shape: impl Into<Shape>, dtype: DType) -> Result<Var> {
     let mut y = Tensor::uninit(shape, dtype, t.device());
-    random::fill_normal(&mut y, &t.draw(), 1.0)?;
+    random::fill_normal_at(&mut y, &t.draw(), &t.counters(), 1.0)?;
     Ok(t.constant(y))
 }
 

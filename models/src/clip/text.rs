@@ -125,7 +125,7 @@ impl TextTower {
         check.require((1..=self.positions).contains(&length), || {
             format!("texts have from 1 to {} tokens", self.positions)
         })?;
-        let end = self.end_positions(input_ids);
+        let end = self.end_positions(input_ids)?;
         let (pooled, last_hidden_state, hidden_states) = t.scope("text_model", || {
             let ids = t.constant(input_ids.cast(DType::I32)?); // [n, l]
             let tokens = self.token_embedding.forward(t, &ids)?; // [n, l, c]
@@ -151,8 +151,8 @@ impl TextTower {
 
     /// The position that each text is pooled at: its first end token (the first of all where it has none); for files
     /// that name 2 as the end token, the first of the largest ids.
-    fn end_positions(&self, input_ids: &Tensor) -> Tensor {
-        let ids = input_ids.to_f64_vec();
+    fn end_positions(&self, input_ids: &Tensor) -> autograd::Result<Tensor> {
+        let ids = input_ids.to_f64_vec()?;
         let length = input_ids.dims()[1];
         let ends: Vec<i32> = ids
             .chunks(length)
@@ -165,6 +165,6 @@ impl TextTower {
                 row.iter().position(|&id| id == wanted).unwrap_or(0) as i32
             })
             .collect();
-        Tensor::from_slice(&ends, [ends.len()], input_ids.device())
+        Ok(Tensor::from_slice(&ends, [ends.len()], input_ids.device()))
     }
 }

@@ -26,8 +26,8 @@ pub fn guide(
     check.require(width == channels || width == 2 * channels, || {
         format!("the last dimension must be {channels} or twice that")
     })?;
-    let mut guided = conditional.to_f64_vec();
-    let unconditional = unconditional.to_f64_vec();
+    let mut guided = conditional.to_f64_vec()?;
+    let unconditional = unconditional.to_f64_vec()?;
     for (guided, unconditional) in guided.chunks_mut(width).zip(unconditional.chunks(width)) {
         for (g, u) in guided.iter_mut().zip(unconditional).take(channels) {
             *g = u + scale * (*g - u);
@@ -57,6 +57,6 @@ mod tests {
             2,
         )
         .unwrap();
-        assert_eq!(guided.to_f64_vec(), [4.0, -4.0, 7.0, 8.0]);
+        assert_eq!(guided.to_f64_vec().unwrap(), [4.0, -4.0, 7.0, 8.0]);
     }
 }

@@ -378,6 +378,6 @@ mod tests {
         let like = Tape::inference(None).constant(normal("like"));
         let weighting = Weighting::TruncatedSnr { ceiling: 5.0 };
         let weights = weighting.weights(&schedule, Prediction::Sample, &[0, 999], &like);
-        assert_eq!(weights.unwrap().to_f64_vec(), [5.0, 1.0]);
+        assert_eq!(weights.unwrap().to_f64_vec().unwrap(), [5.0, 1.0]);
     }
 }

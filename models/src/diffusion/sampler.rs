@@ -208,8 +208,8 @@ impl Stage {
                 )
             },
         )?;
+        let output = output.to_f64_vec()?;
         let half = |first: usize| -> Vec<f64> {
-            let output = output.to_f64_vec();
             let rows = output.chunks(width);
             rows.flat_map(|row| row[first..first + c].to_vec())
                 .collect()
@@ -217,7 +217,7 @@ impl Stage {
         let (keep, change) = self
             .prediction
             .to_x0(self.schedule.alpha_bar(self.timesteps[index]));
-        let xt = sample.to_f64_vec();
+        let xt = sample.to_f64_vec()?;
         let x0 = xt.iter().zip(half(0)).map(|(x, out)| {
             // A factor of zero must also cancel what is not finite.
             let kept = if keep == 0.0 { 0.0 } else { keep * x };
@@ -253,7 +253,7 @@ impl Reading {
 fn drawn(noise: &mut dyn FnMut() -> Result<Tensor>, like: &Tensor) -> Result<Vec<f64>> {
     let z = noise()?;
     Check::new("sampler", &[("noise", &z), ("sample", like)]).shape("noise", &z, like.dims())?;
-    Ok(z.to_f64_vec())
+    z.to_f64_vec()
 }
 
 /// diffusers' `UnCLIPScheduler`: each step draws from the posterior of a respaced chain.
@@ -478,6 +478,7 @@ mod tests {
             let alpha_bar = schedule.alpha_bar(t);
             let eps: Vec<f64> = x
                 .to_f64_vec()
+                .unwrap()
                 .iter()
                 .zip(clean)
                 .map(|(x, x0)| (x - alpha_bar.sqrt() * x0) / (1.0 - alpha_bar).sqrt())
@@ -488,6 +489,7 @@ mod tests {
                 .sample;
         }
         x.to_f64_vec()
+            .unwrap()
             .iter()
             .zip(clean)
             .map(|(x, x0)| x - x0)
@@ -549,7 +551,7 @@ mod tests {
         let step = sampler
             .step(3, &out, &tensor(&[0.1, 0.2], &[1, 2]), &mut silent)
             .unwrap();
-        let x = step.sample.to_f64_vec();
+        let x = step.sample.to_f64_vec().unwrap();
         assert!((x[0] - 5.0).abs() < 1e-12 && (x[1] + 0.5).abs() < 1e-12);
     }
 

@@ -161,7 +161,7 @@ impl<'a> Tensors<'a> {
         let &[len] = view.shape() else { return None };
         let numbers =
             is_float(view.dtype()).then(|| values(view.dtype(), view.data(), Shape::new(&[len])));
-        Some(numbers?.to_f64_vec())
+        numbers?.to_f64_vec().ok()
     }
 
     /// Looks for every parameter of a layout where `source` says, but for those that lie nowhere. What does not fit is

@@ -184,8 +184,13 @@ impl Stored {
             (Precision::Full, DType::F64) => Dtype::F64,
             (Precision::Full, _) => Dtype::F32,
         };
+        let value = value.to_host()?;
         Ok(Stored {
-            tensor: value,
+            tensor: value.cast(match dtype {
+                Dtype::BF16 => DType::BF16,
+                Dtype::F64 => DType::F64,
+                _ => DType::F32,
+            })?,
             dtype,
             shape: info.file_shape().to_vec(),
         })
@@ -202,17 +207,14 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let x = self.tensor.to_host();
+        let x = &self.tensor;
         let bytes = match self.dtype {
-            Dtype::BF16 => x
-                .cast(DType::BF16)
-                .and_then(|x| x.to_vec::<bf16>())
-                .map(|v| bytemuck::cast_slice(&v).to_vec()),
-            Dtype::F64 => x.to_vec::<f64>().map(|v| bytemuck::cast_slice(&v).to_vec()),
-            _ => x.to_vec::<f32>().map(|v| bytemuck::cast_slice(&v).to_vec()),
+            Dtype::BF16 => x.as_slice::<bf16>().map(bytemuck::cast_slice),
+            Dtype::F64 => x.as_slice::<f64>().map(bytemuck::cast_slice),
+            _ => x.as_slice::<f32>().map(bytemuck::cast_slice),
         };
-        // `Stored::new` chose the dtype that the tensor holds.
-        Cow::Owned(bytes.expect("the dtype was chosen from the tensor's"))
+        // `Stored::new` made the tensor so: on the host, in row-major order, of this dtype.
+        Cow::Borrowed(bytes.expect("the tensor was made for its file"))
     }
 
     fn data_len(&self) -> usize {

@@ -31,7 +31,7 @@ pub fn normal(name: &str, shape: &[usize], dtype: DType) -> Tensor {
 
 /// [`normal`] where the model lives.
 pub fn constant(t: &Tape, name: &str, shape: &[usize], dtype: DType) -> Var {
-    t.constant(normal(name, shape, dtype).to_device(t.device()))
+    t.constant(normal(name, shape, dtype).to_device(t.device()).unwrap())
 }
 
 /// Time steps where the model lives; 16 bits do not count them.
@@ -58,8 +58,10 @@ pub fn tiny<M: Model>(config: &M::Config, dtype: DType) -> Loaded<M> {
     let layout = loaded.params.layout().clone();
     for (id, info) in layout.iter() {
         if matches!(info.init, Init::Zeros | Init::Ones) {
-            let noise = normal(&info.name, &info.shape, DType::F64).to_f64_vec();
-            let old = loaded.params.get(id).unwrap().to_f64_vec();
+            let noise = normal(&info.name, &info.shape, DType::F64)
+                .to_f64_vec()
+                .unwrap();
+            let old = loaded.params.get(id).unwrap().to_f64_vec().unwrap();
             let new: Vec<f64> = old.iter().zip(noise).map(|(o, z)| o + 0.1 * z).collect();
             let new = Tensor::from_f64(&new, info.shape, dtype, Device::Cpu);
             loaded.params.set(id, &new).unwrap();
@@ -127,7 +129,7 @@ pub fn decoder_output(
             timestep: &steps_of(t, &steps, dtype),
             encoder_hidden_states: Some(&context),
             class_labels: Some(&labels),
-            attention_mask: Some(&mask(&rows).to_device(t.device())),
+            attention_mask: Some(&mask(&rows).to_device(t.device()).unwrap()),
         },
     )
 }
@@ -191,7 +193,7 @@ pub fn prior_output(t: &Tape, model: &PriorTransformer, n: usize, dtype: DType) 
             timestep: &steps_of(t, &steps, dtype),
             proj_embedding: &value("pooled", &[n, 10]),
             encoder_hidden_states: &value("text", &[n, 5, 10]),
-            attention_mask: Some(&mask(&rows).to_device(t.device())),
+            attention_mask: Some(&mask(&rows).to_device(t.device()).unwrap()),
         },
     )
 }
@@ -265,7 +267,7 @@ pub fn clip_ids() -> Tensor {
 
 pub fn clip_loss(t: &Tape, model: &CLIPModel, dtype: DType) -> Result<Var> {
     let pixels = constant(t, "pixels", &[3, 8, 8, 3], dtype);
-    let ids = clip_ids().to_device(t.device());
+    let ids = clip_ids().to_device(t.device()).unwrap();
     let out = model.forward(t, &ids, None, &pixels)?;
     assert_eq!(out.logits_per_text.dims(), [3, 3]);
     assert_eq!(out.text.hidden_states.len(), 3);

@@ -197,7 +197,7 @@ fn forward<M: Subject>(model: &M, t: &Tape, case: &Case) -> (Vec<(&'static str, 
                 Some(others) => binary::add(t, &others, &error).unwrap(),
             });
         }
-        values.push((*name, seen.to_f64_vec()));
+        values.push((*name, seen.to_f64_vec().unwrap()));
     }
     (values, loss.unwrap())
 }
@@ -209,8 +209,8 @@ fn tape(params: &Params) -> Tape {
 
 fn in_file_layout(x: &Tensor, layout: FileLayout) -> Vec<f64> {
     match layout {
-        FileLayout::Same => x.to_f64_vec(),
-        FileLayout::Oihw => formula::outward(x).to_f64_vec(),
+        FileLayout::Same => x.to_f64_vec().unwrap(),
+        FileLayout::Oihw => formula::outward(x).to_f64_vec().unwrap(),
     }
 }
 
@@ -226,7 +226,7 @@ fn gradients_agree<M: Subject>(case: &Case, dtype: DType, tolerance: f64) {
         let want = want.remove(&format!("output.{name}")).unwrap();
         report.compare("outputs", name, (&got, &want), largest(&want), tolerance);
     }
-    let value = loss.tensor().to_f64_vec();
+    let value = loss.tensor().to_f64_vec().unwrap();
     let wanted = want.remove("loss").unwrap();
     report.compare(
         "loss",

@@ -51,7 +51,7 @@ impl Foreign {
     /// Writes the weights; `change` sees each before it is written.
     fn write(&self, dtype: Dtype, change: impl Fn(&mut String, &mut Vec<usize>)) {
         let made = self.case.parameters.iter().map(|(name, shape)| {
-            let numbers = weight(&self.case.name, name, shape).to_f64_vec();
+            let numbers = weight(&self.case.name, name, shape).to_f64_vec().unwrap();
             let bytes: Vec<u8> = match dtype {
                 Dtype::F64 => numbers.iter().flat_map(|v| v.to_le_bytes()).collect(),
                 Dtype::F16 => numbers
@@ -88,7 +88,7 @@ impl Foreign {
         let want = tensors(&format!("foreign/{}.safetensors", self.case.name));
         let mut report = Report::default();
         for &(name, got) in made {
-            let (got, want) = (outward(got.tensor()).to_f64_vec(), &want[name]);
+            let (got, want) = (outward(got.tensor()).to_f64_vec().unwrap(), &want[name]);
             report.compare(name, name, (&got, want), largest(want), TOLERANCE);
         }
         report.finish(&self.case.name);
@@ -256,7 +256,7 @@ fn files_of_sixteen_bits() {
     let load = || {
         let weights = foreign.weights();
         let nets = import::karlo_upsampler(&weights, &upsampler_config(), DType::F32, Device::Cpu);
-        nets.unwrap()[1].params.arena().to_f64_vec()
+        nets.unwrap()[1].params.arena().to_f64_vec().unwrap()
     };
     let whole = load();
     for (dtype, half_step) in [(Dtype::BF16, 1.0 / 256.0), (Dtype::F16, 1.0 / 2048.0)] {

@@ -130,16 +130,16 @@ fn make(golden: &Golden, dtype: DType) -> Made {
             &Formula,
             &mut |step| {
                 if step.stage == Stage::SuperRes {
-                    *image.borrow_mut() = outward(step.sample).to_f64_vec();
+                    *image.borrow_mut() = outward(step.sample).to_f64_vec().unwrap();
                 }
                 Ok(())
             },
         )
         .unwrap();
     Made {
-        text_embeds: made.text_embeddings.to_f64_vec(),
-        image_embeddings: made.image_embeddings.unwrap().to_f64_vec(),
-        small: outward(&made.small).to_f64_vec(),
+        text_embeds: made.text_embeddings.to_f64_vec().unwrap(),
+        image_embeddings: made.image_embeddings.unwrap().to_f64_vec().unwrap(),
+        small: outward(&made.small).to_f64_vec().unwrap(),
         image: image.into_inner(),
         bytes: made.pictures.into_iter().flat_map(|p| p.rgb).collect(),
     }

@@ -62,7 +62,7 @@ fn every_step_is_that_of_diffusers() {
             let mut noise = || Ok(draw(format!("noise.{i}"), &walk.shape));
             let denoised = sampler.step(i, &output, &x, &mut noise).unwrap();
             x = denoised.sample;
-            let seen = |x: &Tensor| outward(x).to_f64_vec();
+            let seen = |x: &Tensor| outward(x).to_f64_vec().unwrap();
             samples.extend(seen(&x));
             clean.extend(seen(&denoised.x0));
         }

@@ -22,6 +22,31 @@ pub fn gradient_norm(gradient: &Tensor) -> Result<f64> {
 
 /// [`gradient_norm`], read back from the device.
 fn norm_on_gpu(gpu: &Gpu, gradient: &Tensor) -> Result<f64> {
+    // Nothing is clipped here: whoever asks for the norm decides.
+    let scalars = UpdateScalars {
+        max_norm: f64::INFINITY,
+        ..UpdateScalars::zeroed()
+    };
+    clip_on_gpu(gpu, gradient, &bytes(&[scalars], gradient.device()))?.norm()
+}
+
+/// A gradient's norm and what clips it, on a device; read when it is asked for.
+#[derive(Debug)]
+pub struct Clipped(Tensor);
+
+impl Clipped {
+    /// The L2 norm before clipping.
+    ///
+    /// # Errors
+    /// If the device failed at what it was asked before.
+    pub fn norm(&self) -> Result<f64> {
+        let clip: Clip = bytemuck::pod_read_unaligned(&self.0.to_vec::<u8>()?);
+        Ok(clip.norm)
+    }
+}
+
+/// Measures a gradient for a step with `scalars`, an [`UpdateScalars`].
+fn clip_on_gpu(gpu: &Gpu, gradient: &Tensor, scalars: &Tensor) -> Result<Clipped> {
     let device = gradient.device();
     let storage = gpu.storage(gradient.dtype());
     let plan = gpu.plan(ptx::Squares { storage }.config(gradient.len()))?;
@@ -30,24 +55,79 @@ fn norm_on_gpu(gpu: &Gpu, gradient: &Tensor) -> Result<f64> {
     let operands = [Arg::Write(&mut partial), Arg::Read(gradient)];
     let count = [Arg::U64(gradient.len() as u64)];
     gpu.launch(&plan, operands.into_iter().chain(count))?;
-    // Nothing is clipped here: whoever asks for the norm decides.
-    let scalars = UpdateScalars {
-        max_norm: f64::INFINITY,
-        ..UpdateScalars::zeroed()
-    };
-    let scalars = bytes(&[scalars], device);
     let mut clip = Tensor::uninit([size_of::<Clip>()], DType::U8, device);
-    let read = [
-        Arg::Read(&partial),
-        Arg::Read(&scalars),
-        Arg::number(blocks),
-    ];
+    let read = [Arg::Read(&partial), Arg::Read(scalars), Arg::number(blocks)];
     gpu.launch(
         &ptx::Norm.config(),
         [Arg::Write(&mut clip)].into_iter().chain(read),
     )?;
-    let clip: Clip = bytemuck::pod_read_unaligned(&clip.to_vec::<u8>()?);
-    Ok(clip.norm)
+    Ok(Clipped(clip))
+}
+
+/// The runs of arenas as a GPU's update takes them: the same for every step.
+#[derive(Debug)]
+pub struct Portions {
+    table: Tensor,
+    count: usize,
+}
+
+impl Portions {
+    /// # Errors
+    /// If a run lies beyond what kernels count.
+    pub fn new(runs: &[Run], device: Device) -> Result<Portions> {
+        let portions = ptx::portions(runs)
+            .map_err(|why| crate::Error::new("adamw", why.to_string(), vec![]))?;
+        Ok(Portions {
+            count: portions.len(),
+            table: bytes(&portions, device),
+        })
+    }
+}
+
+/// The gradient's norm, clipping to `max_norm`, and [`update`], all on the device that the arenas live on: nothing is read
+/// back, and where the norm is not finite nothing changes. The gradient's scale among the scalars is not used.
+///
+/// # Errors
+/// As [`update`]; and on the CPU, where a step reads the norm before it goes on.
+pub fn clip_and_update(
+    arenas: Arenas,
+    scalars: &StepScalars,
+    max_norm: f64,
+    portions: &Portions,
+) -> Result<Clipped> {
+    let dtype = arenas.check(|_| Ok(()))?;
+    let check = Check::new("adamw", &[("gradient", arenas.gradient)]);
+    let Some(gpu) = check.gpu() else {
+        return Err(check.error("is for GPUs, and the arenas lie on the CPU"));
+    };
+    let device = arenas.gradient.device();
+    let scalars = bytes(&[UpdateScalars::new(scalars, max_norm)], device);
+    let clipped = clip_on_gpu(&gpu, arenas.gradient, &scalars)?;
+    update_on_gpu(&gpu, arenas, dtype, &scalars, &clipped.0, portions)?;
+    Ok(clipped)
+}
+
+fn update_on_gpu(
+    gpu: &Gpu,
+    arenas: Arenas,
+    dtype: DType,
+    scalars: &Tensor,
+    clip: &Tensor,
+    portions: &Portions,
+) -> Result<()> {
+    let Arenas {
+        parameters,
+        gradient,
+        m,
+        v,
+        ema,
+    } = arenas;
+    let storage = gpu.storage(dtype);
+    let plan = gpu.plan(ptx::Update { storage }.config(portions.count))?;
+    let updated = [parameters, m, v].map(Arg::Update).into_iter();
+    let optional = [ema.map_or(Arg::Absent, Arg::Update), Arg::Absent];
+    let read = [gradient, &portions.table, scalars, clip].map(Arg::Read);
+    gpu.launch(&plan, updated.chain(optional).chain(read))
 }
 
 /// Plain data where kernels read it.
@@ -84,6 +164,24 @@ pub struct Arenas<'a> {
     pub ema: Option<&'a mut Tensor>,
 }
 
+impl Arenas<'_> {
+    /// Checks that all are of one layout, and whatever else is asked for; returns the gradient's dtype.
+    fn check(&self, more: impl FnOnce(&Check) -> Result<()>) -> Result<DType> {
+        let (parameters, m, v) = (&*self.parameters, &*self.m, &*self.v);
+        let mut others = vec![("parameters", parameters), ("m", m), ("v", v)];
+        others.extend(self.ema.as_deref().map(|ema| ("ema", ema)));
+        let gradient = [("gradient", self.gradient)];
+        let operands = [&others[..1], &gradient, &others[1..]].concat();
+        let check = Check::new("adamw", &operands);
+        let dtype = gradient_dtype(&check, self.gradient, &others)?;
+        for (name, tensor) in &operands {
+            check.shape(name, tensor, &[parameters.len()])?;
+        }
+        more(&check)?;
+        Ok(dtype)
+    }
+}
+
 /// One step of PyTorch's AdamW (decay first, then the moments), then one of the moving average, in one pass.
 ///
 /// Frozen runs, and elements outside every run, stay as they are.
@@ -91,6 +189,27 @@ pub struct Arenas<'a> {
 /// # Errors
 /// If the arenas differ in length or dtype, one of them is shared, or the runs are not ascending and inside.
 pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()> {
+    let len = arenas.parameters.len();
+    let ascending = runs.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let inside = runs
+        .iter()
+        .all(|run| run.start <= run.end && run.end <= len);
+    let dtype = arenas.check(|check| {
+        check.require(ascending && inside, || {
+            "the runs must be ascending and inside the arenas".into()
+        })
+    })?;
+    if let Some(gpu) = Check::new("adamw", &[("gradient", arenas.gradient)]).gpu() {
+        let device = arenas.gradient.device();
+        let clip = Clip {
+            gradient_scale: scalars.gradient_scale as f32,
+            ..Clip::zeroed()
+        };
+        let of_step = bytes(&[UpdateScalars::new(scalars, f64::INFINITY)], device);
+        let clip = bytes(&[clip], device);
+        let portions = Portions::new(runs, device)?;
+        return update_on_gpu(&gpu, arenas, dtype, &of_step, &clip, &portions);
+    }
     let Arenas {
         parameters,
         gradient,
@@ -98,40 +217,6 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
         v,
         ema,
     } = arenas;
-    let mut others = vec![("parameters", &*parameters), ("m", &*m), ("v", &*v)];
-    others.extend(ema.as_deref().map(|ema| ("ema", ema)));
-    let operands = [&others[..1], &[("gradient", gradient)], &others[1..]].concat();
-    let check = Check::new("adamw", &operands);
-    let dtype = gradient_dtype(&check, gradient, &others)?;
-    let len = parameters.len();
-    for (name, tensor) in &operands {
-        check.shape(name, tensor, &[len])?;
-    }
-    let ascending = runs.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    let inside = runs
-        .iter()
-        .all(|run| run.start <= run.end && run.end <= len);
-    check.require(ascending && inside, || {
-        "the runs must be ascending and inside the arenas".into()
-    })?;
-    if let Some(gpu) = check.gpu() {
-        let device = parameters.device();
-        let portions = gpu.plan(ptx::portions(runs))?;
-        let storage = gpu.storage(dtype);
-        let plan = gpu.plan(ptx::Update { storage }.config(portions.len()))?;
-        let portions = bytes(&portions, device);
-        let of_step = UpdateScalars::new(scalars, f64::INFINITY);
-        let of_step = bytes(&[of_step], device);
-        let clip = Clip {
-            gradient_scale: scalars.gradient_scale as f32,
-            ..Clip::zeroed()
-        };
-        let clip = bytes(&[clip], device);
-        let updated = [parameters, m, v].map(Arg::Update).into_iter();
-        let optional = [ema.map_or(Arg::Absent, Arg::Update), Arg::Absent];
-        let read = [gradient, &portions, &of_step, &clip].map(Arg::Read);
-        return gpu.launch(&plan, updated.chain(optional).chain(read));
-    }
     let gradient = gradient.contiguous()?;
     dispatch_float!(dtype, T => {
         let arenas = optimizer::Arenas::<T> {

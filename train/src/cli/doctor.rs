@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use kernels::cuda;
+use kernels::ptxas::Ptxas;
 use tensor::{Arch, Device};
 
+use super::device::Choice;
 use crate::Result;
 
 /// Show what this machine has and what will be used.
@@ -11,7 +14,8 @@ use crate::Result;
 pub struct Doctor;
 
 impl Doctor {
-    pub fn run(self, device: Device) -> Result<()> {
+    pub fn run(self, device: Choice) -> Result<()> {
+        let device = device.device()?;
         println!("unclip {}", env!("CARGO_PKG_VERSION"));
         println!("device    {device}");
         println!(
@@ -19,6 +23,13 @@ impl Doctor {
             Device::SIM,
             Device::Sim { arch: Arch::Sm90a }
         );
+        gpus();
+        match Ptxas::find(Path::new(".")) {
+            Some(ptxas) => println!("ptxas     {}", ptxas.path().display()),
+            None => println!(
+                "ptxas     none ($PTXAS, PATH, .venv): only the lint of kernels needs it; tools/get-ptxas installs it"
+            ),
+        }
         println!("processor {}", processor());
         println!("features  {}", features());
         println!(
@@ -41,6 +52,34 @@ impl Doctor {
             None => println!("memory    unknown"),
         }
         Ok(())
+    }
+}
+
+/// The driver, its GPUs, and the kernels that each would be given.
+fn gpus() {
+    let version = match cuda::version() {
+        Ok(version) => version,
+        Err(why) => return println!("driver    none: {why}"),
+    };
+    let release = cuda::release().unwrap_or_else(|| "of an unknown release".to_owned());
+    println!("driver    {release}, CUDA {version}");
+    let gpus = match cuda::gpus() {
+        Ok(gpus) => gpus,
+        Err(why) => return println!("gpu       none: {why}"),
+    };
+    for gpu in gpus {
+        let [major, minor] = gpu.capability;
+        let kernels = match gpu.arch() {
+            Some(arch) => format!("runs the {arch} kernels"),
+            None => "too old for the kernels, which need 8.0".to_owned(),
+        };
+        println!(
+            "gpu       {} (cuda:{}), {:.1} GiB, {} multiprocessors, compute capability {major}.{minor}: {kernels}",
+            gpu.name,
+            gpu.ordinal,
+            gpu.bytes as f64 / f64::from(1 << 30),
+            gpu.multiprocessors
+        );
     }
 }
 

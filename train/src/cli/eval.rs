@@ -49,7 +49,7 @@ impl Eval {
             start: self.from,
         };
         let clip = match self.from {
-            Start::Embedding => Some(FrozenClip::of_model(&model)?),
+            Start::Embedding => Some(FrozenClip::of_model(&model, Device::Cpu)?),
             Start::Caption | Start::Small => None,
         };
         let table = evaluate(

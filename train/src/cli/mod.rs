@@ -5,6 +5,7 @@
 mod assemble;
 mod data;
 mod demo;
+mod device;
 mod doctor;
 mod eval;
 mod generate;
@@ -20,20 +21,21 @@ use std::sync::atomic::AtomicBool;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::SIGPIPE;
 
-use crate::{Error, Result};
+use self::device::Choice;
+use crate::Result;
 
 /// Train and run DALL·E 2 (unCLIP): text → CLIP → prior → decoder → upsampler → picture.
 #[derive(Parser)]
 #[command(name = "unclip", version, propagate_version = true)]
 struct Arguments {
-    /// Where to compute.
+    /// Where to compute: auto picks a GPU if there is one; cuda:1 is the second GPU, sim a simulated one.
     #[arg(
         long,
         global = true,
         default_value = "auto",
-        value_name = "auto|cpu|sim"
+        value_name = "auto|cpu|cuda|cuda:N|sim"
     )]
-    device: tensor::Device,
+    device: Choice,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,16 +55,6 @@ enum Command {
     #[command(subcommand)]
     Kernels(kernels::Command),
     Doctor(doctor::Doctor),
-}
-
-/// Refuses a device that a command would not use.
-fn on_the_cpu(device: tensor::Device, command: &str) -> Result<()> {
-    match device {
-        tensor::Device::Cpu => Ok(()),
-        device => Err(Error::usage(format!(
-            "`unclip {command}` runs on the CPU only, not on {device}: leave out --device"
-        ))),
-    }
 }
 
 /// Runs the command line of this process.
@@ -87,12 +79,15 @@ pub fn main() -> ExitCode {
 
 fn run(Arguments { device, command }: Arguments) -> Result<()> {
     match command {
-        Command::Demo(demo) => on_the_cpu(device, "demo").and_then(|()| demo.run()),
-        Command::Train(train) => on_the_cpu(device, "train").and_then(|()| train.run()),
+        Command::Demo(demo) => {
+            device.without_gpu("`unclip demo` runs on the CPU only")?;
+            demo.run()
+        }
+        Command::Train(train) => train.run(device),
         Command::Assemble(assemble) => assemble.run(),
-        Command::Generate(generate) => generate.run(device),
+        Command::Generate(generate) => generate.run(device.device()?),
         Command::Import(command) => command.run(),
-        Command::Eval(eval) => eval.run(device),
+        Command::Eval(eval) => eval.run(device.device()?),
         Command::Data(command) => command.run(),
         Command::Probe(probe) => probe.run(device),
         Command::Kernels(command) => command.run(device),

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use models::Folder;
-use tensor::{DType, Device};
+use tensor::DType;
 
+use super::device::Choice;
 use crate::probe::{Inputs, Request, list, probe, serialize};
 use crate::{Error, Result, files};
 
@@ -48,10 +49,13 @@ enum Precision {
 }
 
 impl Probe {
-    pub fn run(self, device: Device) -> Result<()> {
-        let dtype = match self.dtype {
-            Precision::F32 => DType::F32,
-            Precision::F64 => DType::F64,
+    pub fn run(self, device: Choice) -> Result<()> {
+        let (dtype, device) = match self.dtype {
+            Precision::F32 => (DType::F32, device.device()?),
+            Precision::F64 => (
+                DType::F64,
+                device.without_gpu("GPUs do not compute in f64")?,
+            ),
         };
         let bytes = std::fs::read(&self.inputs).map_err(Error::io("read", &self.inputs))?;
         let inputs = Inputs::parse(&bytes, dtype)?;

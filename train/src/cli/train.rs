@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::device::Choice;
 use crate::Result;
-use crate::config::Config;
+use crate::config::{Config, Optimizer};
 use crate::interrupt::Interrupt;
 use crate::trainer::{self, Resume};
 
@@ -24,16 +25,22 @@ pub struct Train {
 }
 
 impl Train {
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, device: Choice) -> Result<()> {
         let config = Config::load(&self.config, &self.overrides)?;
         let resume = match self.resume.as_deref() {
             None => Resume::No,
             Some("latest") => Resume::Latest,
             Some(dir) => Resume::From(PathBuf::from(dir)),
         };
+        let device = match config.common().optimizer {
+            Optimizer::Adamw => device.device()?,
+            Optimizer::Muon => device.without_gpu(
+                "optimizer = \"muon\" does not train on GPUs yet; optimizer=adamw does",
+            )?,
+        };
         println!("{}", config.to_toml()?);
         let interrupt = Interrupt::catch()?;
-        let model = trainer::train(&config, &resume, &interrupt)?;
+        let model = trainer::train(&config, &resume, device, &interrupt)?;
         println!("the trained model is in {}", model.display());
         Ok(())
     }

@@ -62,7 +62,7 @@ pub fn run(request: &Request, interrupt: &Interrupt) -> Result<()> {
     }
     for stage in StageKind::ALL {
         let config = plan.config(stage, dir, &data)?;
-        trainer::train(&config, &Resume::LatestIfAny, interrupt)?;
+        trainer::train(&config, &Resume::LatestIfAny, Device::Cpu, interrupt)?;
     }
     let model = assembled(dir, &settings.sampling)?;
     let hash = tree_hash(&model)?;

@@ -8,7 +8,7 @@ use models::clip::{CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig};
 use models::tokenizer::Tokenizer;
 use models::{Model, declare};
 
-use super::{Loss, Stage, frozen, load_component, save_component, source};
+use super::{Loss, Numbers, Stage, frozen, given, load_component, save_component, source};
 use crate::data::{Dataset, Loader, bpe};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
@@ -112,18 +112,23 @@ impl Stage for Clip {
     }
 
     fn loss(&self, t: &Tape, batch: &Batch) -> Result<Loss> {
-        let pixels = t.constant(batch.pixels.clone());
-        let out = self.model.forward(t, &batch.ids, None, &pixels)?;
-        let logits = out.logits_per_text.tensor().to_f64_vec();
-        let n = batch.ids.dims()[0];
-        let found = logits.chunks(n).enumerate().filter(|(i, row)| {
-            let best = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            row[*i] >= best
-        });
+        let (ids, pixels) = (given(t, &batch.ids)?, given(t, &batch.pixels)?);
+        let out = self.model.forward(t, ids.tensor(), None, &pixels)?;
+        let logits = out.logits_per_text.tensor().clone();
+        let numbers = move || {
+            let (n, logits) = (logits.dims()[0], logits.to_f64_vec()?);
+            let found = logits.chunks(n).enumerate().filter(|(i, row)| {
+                let best = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                row[*i] >= best
+            });
+            Ok(Numbers {
+                parts: vec![("retrieval_at_1", found.count() as f64 / n as f64)],
+                by_time: Vec::new(),
+            })
+        };
         Ok(Loss {
-            parts: vec![("retrieval_at_1", found.count() as f64 / n as f64)],
-            by_time: Vec::new(),
             total: out.loss,
+            numbers: Box::new(numbers),
         })
     }
 

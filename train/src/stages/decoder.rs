@@ -18,8 +18,8 @@ use models::unet::{
 
 use super::frozen::{FrozenClip, ImageEmbeddings, Texts};
 use super::{
-    DTYPE, Loss, Stage, denoise, draw, kept, load_component, part, put_part, save_component,
-    source, squared_errors,
+    DTYPE, Loss, Numbers, Stage, denoise, draw, given, kept, load_component, part, put_part,
+    save_component, source, squared_errors,
 };
 use crate::data::{Dataset, Loader};
 use crate::interrupt::Interrupt;
@@ -56,14 +56,14 @@ const PREVIEW: usize = 8;
 const PREVIEW_STEPS: usize = 20;
 
 impl Decoder {
-    pub fn new(config: &config::Decoder, position: u64) -> Result<Decoder> {
+    pub fn new(config: &config::Decoder, position: u64, device: Device) -> Result<Decoder> {
         config::check_share("text_drop", config.text_drop)?;
         config::check_share("image_drop", config.image_drop)?;
         if !(config.snr_gamma.is_finite() && config.snr_gamma >= 1.0) {
             return Err(Error::usage("snr_gamma must be at least 1"));
         }
         source::check_divides(config.common.resolution, "sample_size", config.sample_size)?;
-        let clip = FrozenClip::open(&config.clip)?;
+        let clip = FrozenClip::open(&config.clip, device)?;
         let dataset = source::open(&config.common)?;
         let mut layout = ParamLayout::default();
         let mut builder = ParamsBuilder::new(&mut layout);
@@ -116,25 +116,26 @@ impl Decoder {
         steps: &[usize],
         embeddings: &Var,
         texts: &Texts,
-    ) -> autograd::Result<Var> {
+    ) -> Result<Var> {
+        let (embeds, states) = (given(t, &texts.embeds)?, given(t, &texts.states)?);
         let conditioning = t.scope(TEXT_PROJ, || {
-            let embeds = t.constant(texts.embeds.clone());
-            let states = t.constant(texts.states.clone());
             self.text_proj.forward(t, embeddings, &embeds, &states)
         })?;
         let mask = models::unet::extend_mask(&texts.mask, self.config.extra_context_tokens, 0)?;
-        t.module(DECODER, || {
+        let mask = mask.to_device(t.device())?;
+        let output = t.module(DECODER, || {
             self.unet.forward(
                 t,
                 UNet2DConditionInputs {
                     sample: noisy,
-                    timestep: &t.constant(timesteps(steps, DTYPE, Device::Cpu)),
+                    timestep: &t.constant(timesteps(steps, DTYPE, t.device())),
                     encoder_hidden_states: Some(&conditioning.context),
                     class_labels: Some(&conditioning.time),
                     attention_mask: Some(&mask),
                 },
             )
-        })
+        })?;
+        Ok(output)
     }
 }
 
@@ -193,8 +194,8 @@ impl Stage for Decoder {
         source::drop_texts(&mut ids, &keep, self.clip.empty());
         let texts = self.clip.texts(&ids)?;
         let keep = kept(t.step(), "decoder.drop", n, self.config.image_drop);
-        let keep = Tensor::from_bools(&keep, [n], Device::Cpu);
-        let embeddings = t.constant(batch.embeddings.clone()); // [n, d]
+        let keep = Tensor::from_bools(&keep, [n], t.device());
+        let embeddings = given(t, &batch.embeddings)?; // [n, d]
         let nothing = self.text_proj.unconditional(t)?; // [1, d]
         let embeddings = select_rows::select_rows(t, &keep, &embeddings, &nothing)?; // [n, d]
 
@@ -203,7 +204,7 @@ impl Stage for Decoder {
             n,
             self.schedule.steps(),
         );
-        let x0 = t.constant(batch.pictures.clone()); // [n, h, w, 3]
+        let x0 = given(t, &batch.pictures)?; // [n, h, w, 3]
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, h, w, 3]
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, h, w, 3]
         let output = self.predict(t, &noisy, &at, &embeddings, &texts)?; // [n, h, w, 6]
@@ -215,7 +216,6 @@ impl Stage for Decoder {
             &noise,
             &at,
         )?;
-        let errors = squared_errors(&output, &target);
         let loss = hybrid_loss(
             t,
             &self.schedule,
@@ -227,13 +227,18 @@ impl Stage for Decoder {
             &noisy,
             &at,
         )?;
+        let (output, target) = (output.tensor().clone(), target.tensor().clone());
+        let (error, bound) = (loss.error.tensor().clone(), loss.bound.tensor().clone());
+        let numbers = move || {
+            let errors = squared_errors(&output, &target)?;
+            Ok(Numbers {
+                parts: vec![("mse", error.item()?), ("vb", bound.item()?)],
+                by_time: at.into_iter().zip(errors).collect(),
+            })
+        };
         Ok(Loss {
-            parts: vec![
-                ("mse", loss.error.tensor().item()?),
-                ("vb", loss.bound.tensor().item()?),
-            ],
-            by_time: at.into_iter().zip(errors).collect(),
             total: loss.total,
+            numbers: Box::new(numbers),
         })
     }
 
@@ -273,11 +278,10 @@ impl Stage for Decoder {
             interrupt,
             |step, x| {
                 let t = Tape::inference(Some(params));
-                let embeddings = t.constant(batch.embeddings.clone());
+                let embeddings = given(&t, &batch.embeddings)?;
                 let steps = vec![step; PREVIEW];
-                let output =
-                    self.predict(&t, &t.constant(x.clone()), &steps, &embeddings, &texts)?;
-                Ok(output.tensor().clone())
+                let output = self.predict(&t, &given(&t, x)?, &steps, &embeddings, &texts)?;
+                Ok(output.tensor().to_host()?)
             },
         )?;
         let mut pictures = Picture::from_tensor(&batch.pictures)?;

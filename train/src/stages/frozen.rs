@@ -37,8 +37,8 @@ pub struct Texts {
 }
 
 impl FrozenClip {
-    /// Opens the CLIP of a run, or of a model directory.
-    pub fn open(path: &str) -> Result<FrozenClip> {
+    /// Opens the CLIP of a run, or of a model directory, on a device.
+    pub fn open(path: &str, device: Device) -> Result<FrozenClip> {
         let root = [Path::new(path).join("model"), PathBuf::from(path)]
             .into_iter()
             .find(|dir| dir.join("clip").is_dir())
@@ -48,18 +48,18 @@ impl FrozenClip {
                      the clip stage first, or point clip at one"
                 ))
             })?;
-        FrozenClip::of_model(&Folder::from(&root))
+        FrozenClip::of_model(&Folder::from(&root), device)
     }
 
-    /// The CLIP of a model directory.
-    pub fn of_model(dir: &Folder) -> Result<FrozenClip> {
+    /// The CLIP of a model directory, on a device.
+    pub fn of_model(dir: &Folder, device: Device) -> Result<FrozenClip> {
         let tokenizer = Tokenizer::from_dir(dir.join("tokenizer"))
             .map_err(|e| Error::failure(e.to_string()))?;
         let empty = tokenizer
             .encode_truncated("")
             .map_err(|e| Error::failure(e.to_string()))?;
         Ok(FrozenClip {
-            clip: weights::load::<CLIPModel>(dir.join("clip"), DTYPE, Device::Cpu)?,
+            clip: weights::load::<CLIPModel>(dir.join("clip"), DTYPE, device)?,
             tokenizer: Arc::new(tokenizer),
             empty,
         })
@@ -82,12 +82,17 @@ impl FrozenClip {
         self.clip.model.config().vision().image_size
     }
 
+    /// Where the CLIP is.
+    ///
     /// # Shapes
     /// ids [n, l]
     pub fn texts(&self, ids: &[u32]) -> Result<Texts> {
         let t = Tape::inference(Some(&self.clip.params));
         let (ids, mask) = source::tokens(ids, &self.tokenizer);
-        let out = self.clip.model.text(&t, &ids, None)?;
+        let out = self
+            .clip
+            .model
+            .text(&t, &ids.to_device(t.device())?, None)?;
         Ok(Texts {
             embeds: out.text_embeds.tensor().clone(),
             states: out.last_hidden_state.tensor().clone(),
@@ -95,13 +100,16 @@ impl FrozenClip {
         })
     }
 
+    /// On the host, wherever the CLIP is.
+    ///
     /// # Shapes
     /// images [n, resolution, resolution, 3] → [n, d]
     pub fn images(&self, images: &[u8], resolution: usize) -> Result<Tensor> {
         let t = Tape::inference(Some(&self.clip.params));
         let pixels = normalised(&source::shrunk(images, resolution, self.image_size()))?;
-        let out = self.clip.model.vision(&t, &t.constant(pixels))?;
-        Ok(out.image_embeds.tensor().clone())
+        let pixels = t.constant(pixels.to_device(t.device())?);
+        let out = self.clip.model.vision(&t, &pixels)?;
+        Ok(out.image_embeds.tensor().to_host()?)
     }
 }
 

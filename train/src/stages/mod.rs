@@ -28,7 +28,14 @@ pub const DTYPE: DType = DType::F32;
 pub struct Loss {
     /// Scalar.
     pub total: Var,
-    /// Further numbers, by name.
+    /// Reads what else there is, when the step is over: before, a GPU may not have computed it.
+    pub numbers: Box<dyn FnOnce() -> Result<Numbers>>,
+}
+
+/// What the metrics show beside a loss.
+#[derive(Debug, Default)]
+pub struct Numbers {
+    /// By name.
     pub parts: Vec<(&'static str, f64)>,
     /// The time step and squared error of each sample, for the loss by quartile of time.
     pub by_time: Vec<(usize, f64)>,
@@ -47,7 +54,8 @@ pub trait Stage {
     /// The next `train_batch_size` samples.
     fn batch(&mut self) -> Result<Self::Batch>;
 
-    /// The loss of a batch: a function of the parameters, the batch and the tape's counters.
+    /// The loss of a batch, where the parameters live: a function of them, the batch and the tape's counters. Reads nothing
+    /// that it computes.
     fn loss(&self, t: &Tape, batch: &Self::Batch) -> Result<Loss>;
 
     /// Runs after every update, for constraints on parameters.
@@ -91,22 +99,26 @@ fn kept(at: StepState, name: &str, n: usize, share: f64) -> Vec<bool> {
 ///
 /// # Shapes
 /// output and target [n, ..]; where output has twice the channels, the first half is compared
-fn squared_errors(output: &Var, target: &Var) -> Vec<f64> {
-    let (n, width) = (target.dims()[0], target.tensor().shape().last_dim());
-    let (y, x) = (output.tensor().to_f64_vec(), target.tensor().to_f64_vec());
+fn squared_errors(output: &Tensor, target: &Tensor) -> Result<Vec<f64>> {
+    let (n, width) = (target.dims()[0], target.shape().last_dim());
+    let (y, x) = (output.to_f64_vec()?, target.to_f64_vec()?);
     let (per_y, per_x) = (y.len() / n.max(1), x.len() / n.max(1));
     let stride = width * per_y / per_x.max(1);
-    y.chunks(per_y.max(1))
-        .zip(x.chunks(per_x.max(1)))
-        .map(|(y, x)| {
-            let rows = y.chunks(stride).zip(x.chunks(width));
-            let sum: f64 = rows
-                .flat_map(|(y, x)| y.iter().zip(x))
-                .map(|(y, x)| (y - x).powi(2))
-                .sum();
-            sum / per_x as f64
-        })
-        .collect()
+    let samples = y.chunks(per_y.max(1)).zip(x.chunks(per_x.max(1)));
+    let error = |(y, x): (&[f64], &[f64])| {
+        let rows = y.chunks(stride).zip(x.chunks(width));
+        let sum: f64 = rows
+            .flat_map(|(y, x)| y.iter().zip(x))
+            .map(|(y, x)| (y - x).powi(2))
+            .sum();
+        sum / per_x as f64
+    };
+    Ok(samples.map(error).collect())
+}
+
+/// A batch's tensor where the parameters live.
+fn given(t: &Tape, x: &Tensor) -> Result<Var> {
+    Ok(t.constant(x.to_device(t.device())?))
 }
 
 /// The loss of a network without a variance, every step weighed alike.
@@ -123,12 +135,19 @@ fn denoising(
     at: Vec<usize>,
 ) -> Result<Loss> {
     let target = diffusion::target(t, schedule, prediction, x0, noise, &at)?;
-    let errors = squared_errors(output, &target);
     let uniform = Weighting::Uniform;
+    let total = denoising_loss(t, schedule, prediction, uniform, output, x0, noise, &at)?;
+    let (output, target) = (output.tensor().clone(), target.tensor().clone());
+    let numbers = move || {
+        let errors = squared_errors(&output, &target)?;
+        Ok(Numbers {
+            parts: Vec::new(),
+            by_time: at.into_iter().zip(errors).collect(),
+        })
+    };
     Ok(Loss {
-        total: denoising_loss(t, schedule, prediction, uniform, output, x0, noise, &at)?,
-        parts: Vec::new(),
-        by_time: at.into_iter().zip(errors).collect(),
+        total,
+        numbers: Box::new(numbers),
     })
 }
 

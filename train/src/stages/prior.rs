@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use autograd::ops::randn;
-use autograd::{ParamLayout, Params, Tape, Tensor};
+use autograd::{Device, ParamLayout, Params, Tape, Tensor};
 use models::declare;
 use models::diffusion::{
     Prediction, Schedule, SchedulerConfig, add_noise, timesteps, uniform_timesteps,
@@ -12,7 +12,9 @@ use models::diffusion::{
 use models::prior::{PriorConfig, PriorInputs, PriorTransformer, Whitening};
 
 use super::frozen::{FrozenClip, ImageEmbeddings};
-use super::{DTYPE, Loss, Stage, denoising, draw, kept, load_component, save_component, source};
+use super::{
+    DTYPE, Loss, Stage, denoising, draw, given, kept, load_component, save_component, source,
+};
 use crate::data::{self, Dataset, Loader};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
@@ -38,9 +40,9 @@ pub struct Batch {
 }
 
 impl Prior {
-    pub fn new(config: &config::Prior, position: u64) -> Result<Prior> {
+    pub fn new(config: &config::Prior, position: u64, device: Device) -> Result<Prior> {
         config::check_share("text_drop", config.text_drop)?;
-        let clip = FrozenClip::open(&config.clip)?;
+        let clip = FrozenClip::open(&config.clip, device)?;
         let dataset = source::open(&config.common)?;
         let (model, layout) = declare::<PriorTransformer>(&PriorConfig {
             num_attention_heads: config.num_attention_heads,
@@ -111,7 +113,7 @@ impl Stage for Prior {
         let texts = self.clip.texts(&ids)?;
 
         let at = uniform_timesteps(&draw(t.step(), "prior.timesteps"), n, self.schedule.steps());
-        let x0 = t.constant(batch.embeddings.clone()); // [n, d]
+        let x0 = given(t, &batch.embeddings)?; // [n, d]
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, d]
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, d]
         let output = self.model.forward(
@@ -119,9 +121,9 @@ impl Stage for Prior {
             PriorInputs {
                 hidden_states: &noisy,
                 timestep: &t.constant(timesteps(&at, DTYPE, x0.device())),
-                proj_embedding: &t.constant(texts.embeds),
-                encoder_hidden_states: &t.constant(texts.states),
-                attention_mask: Some(&texts.mask),
+                proj_embedding: &given(t, &texts.embeds)?,
+                encoder_hidden_states: &given(t, &texts.states)?,
+                attention_mask: Some(&texts.mask.to_device(t.device())?),
             },
         )?; // [n, d]
         denoising(

@@ -16,8 +16,8 @@ use models::diffusion::{
 use models::unet::{UNet2DConfig, UNet2DModel};
 
 use super::{
-    DTYPE, Loss, Stage, denoise, denoising, draw, kept, load_component, save_component, source,
-    uniform,
+    DTYPE, Loss, Stage, denoise, denoising, draw, given, kept, load_component, save_component,
+    source, uniform,
 };
 use crate::data::{Dataset, Loader};
 use crate::interrupt::Interrupt;
@@ -100,10 +100,13 @@ impl Upsampler {
         }
         let rows: Vec<&Var> = rows.iter().collect();
         let mut worn = concat::concat(t, &rows, 0)?.tensor().detach_copy()?;
-        let noise = t.scope("small_noise", || randn::randn(t, small.dims(), DTYPE))?;
+        // Pictures are prepared on the host, wherever the network is.
+        let draw = t.scope("small_noise", || Ok(t.draw()))?;
+        let mut noise = Tensor::uninit(small.shape(), DTYPE, Device::Cpu);
+        tensor::ops::random::fill_normal(&mut noise, &draw, 1.0)?;
         let pixels = small.len() / n.max(1);
         let pictures = worn.as_mut_slice::<f32>()?.chunks_mut(pixels);
-        let noise = noise.tensor().as_slice::<f32>()?.chunks(pixels);
+        let noise = noise.as_slice::<f32>()?.chunks(pixels);
         let shares = uniform(t.step(), "upsampler.noise_sigma", n);
         for ((picture, noise), share) in pictures.zip(noise).zip(shares) {
             let sigma = (share * self.config.noise_sigma_max) as f32;
@@ -149,7 +152,7 @@ impl Upsampler {
         steps: &[usize],
     ) -> autograd::Result<Var> {
         let input = concat::concat(t, &[noisy, enlarged], 3)?; // [n, h, w, 6]
-        let steps = t.constant(timesteps(steps, DTYPE, Device::Cpu));
+        let steps = t.constant(timesteps(steps, DTYPE, t.device()));
         self.model.forward(t, &input, &steps, None)
     }
 }
@@ -232,8 +235,8 @@ impl Stage for Upsampler {
             .zip(uniform(t.step(), "upsampler.left", n))
             .map(|(top, left)| (place(top), place(left)))
             .collect();
-        let x0 = t.constant(crops(&large, &corners, config.crop_size)?); // [n, crop, crop, 3]
-        let enlarged = t.constant(crops(&enlarged, &corners, config.crop_size)?);
+        let x0 = given(t, &crops(&large, &corners, config.crop_size)?)?; // [n, crop, crop, 3]
+        let enlarged = given(t, &crops(&enlarged, &corners, config.crop_size)?)?;
 
         let trained = &self.timesteps;
         let at = uniform_timesteps(&draw(t.step(), "upsampler.timesteps"), n, trained.len());
@@ -278,10 +281,9 @@ impl Stage for Upsampler {
             interrupt,
             |step, x| {
                 let t = Tape::inference(Some(params));
-                let enlarged = t.constant(enlarged.clone());
-                let steps = [step; PREVIEW];
-                let output = self.predict(&t, &t.constant(x.clone()), &enlarged, &steps)?;
-                Ok(output.tensor().clone())
+                let (x, enlarged) = (given(&t, x)?, given(&t, &enlarged)?);
+                let output = self.predict(&t, &x, &enlarged, &[step; PREVIEW])?;
+                Ok(output.tensor().to_host()?)
             },
         )?;
         let mut pictures = Picture::from_tensor(&small)?;

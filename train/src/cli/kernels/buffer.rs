@@ -201,10 +201,11 @@ fn filled(
         "normal" => {
             let mut x = Tensor::uninit([count], DType::F32, Device::Cpu);
             let draw = Draw::named(0, "kernels run", number as u32);
-            if let Err(error) = random::fill_normal(&mut x, &draw, 1.0) {
-                return Some(Err(error.into()));
+            let drawn = random::fill_normal(&mut x, &draw, 1.0).and_then(|()| x.to_f64_vec());
+            match drawn {
+                Ok(drawn) => drawn,
+                Err(error) => return Some(Err(error.into())),
             }
-            x.to_f64_vec()
         }
         number => vec![number.parse().ok()?; count],
     };

@@ -77,7 +77,7 @@ pub fn find(
 pub fn gpu(device: Device) -> Result<Device> {
     match device {
         Device::Cpu => Err(Error::usage(
-            "GPU kernels do not run on the CPU: add --device sim for the simulated GPU",
+            "GPU kernels do not run on the CPU: add --device sim for the simulated GPU, or --device cuda",
         )),
         device => Ok(device),
     }

@@ -5,14 +5,14 @@ mod cases;
 mod check;
 mod profile;
 mod run;
+mod truth;
 
 use std::path::Path;
 
+use super::device::Choice;
+use crate::{Error, Result};
 use kernels::ops::variants::{self, Listing};
 use kernels::ptxas::Ptxas;
-use tensor::Device;
-
-use crate::{Error, Result};
 
 /// Look at the GPU kernels.
 #[derive(clap::Subcommand)]
@@ -22,6 +22,7 @@ pub enum Command {
     Check(check::Check),
     Profile(profile::Profile),
     Run(run::Run),
+    Truth(truth::Truth),
 }
 
 /// One line for each variant of each kernel.
@@ -43,13 +44,14 @@ pub struct Show {
 }
 
 impl Command {
-    pub fn run(self, device: Device) -> Result<()> {
+    pub fn run(self, device: Choice) -> Result<()> {
         match self {
             Command::List(list) => list.run(),
             Command::Show(show) => show.run(),
-            Command::Check(check) => check.run(device),
+            Command::Check(check) => check.run(device.device()?),
             Command::Profile(profile) => profile.run(device),
-            Command::Run(run) => run.run(),
+            Command::Run(run) => run.run(device),
+            Command::Truth(truth) => truth.run(device),
         }
     }
 }

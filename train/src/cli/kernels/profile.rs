@@ -10,7 +10,8 @@ use kernels::sim::Class;
 use tensor::Device;
 use tensor::gpu::Launched;
 
-use super::cases::{Storage, Which, find, gpu};
+use super::super::device::Choice;
+use super::cases::{Storage, Which, find};
 use crate::{Error, Result};
 
 /// Count what an op's kernels do on the simulated GPU.
@@ -37,10 +38,15 @@ pub struct Profile {
 }
 
 impl Profile {
-    pub fn run(self, device: Device) -> Result<()> {
+    pub fn run(self, device: Choice) -> Result<()> {
         let device = match device {
-            Device::Cpu => Device::SIM,
-            device => gpu(device)?,
+            Choice::Auto => Device::SIM,
+            Choice::Named(device @ Device::Sim { .. }) => device,
+            Choice::Named(device) => {
+                return Err(Error::usage(format!(
+                    "kernels are counted on the simulated GPU only, not on {device}: use --device sim"
+                )));
+            }
         };
         let ptxas = Ptxas::find(Path::new("."));
         if ptxas.is_none() {

@@ -1,14 +1,17 @@
-//! `unclip kernels run`: any PTX file on the simulated GPU.
+//! `unclip kernels run`: any PTX file on a GPU, simulated or not.
 
 use std::path::PathBuf;
 
+use kernels::cuda::{self, Context};
 use kernels::launch::{Arch, Argument as Launched, Kernel, Launch};
 use kernels::sim::{self, Completion, Options};
+use tensor::Device;
 
+use super::super::device::Choice;
 use super::buffer::{Access, Argument, Buffer, FORMS, Scalar};
 use crate::{Error, Result, files};
 
-/// Run a PTX file on the simulated GPU.
+/// Run a PTX file on the simulated GPU, or with --device cuda on a GPU.
 ///
 /// The simulator is stricter than hardware: races, uninitialised values, accesses out of bounds, missing waits and fences
 /// are errors that name the line. What the kernel wrote is printed, and its profile. For example
@@ -67,7 +70,11 @@ fn extents(text: &str) -> std::result::Result<[u32; 3], String> {
 }
 
 impl Run {
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, device: Choice) -> Result<()> {
+        let device = match device {
+            Choice::Auto | Choice::Named(Device::Sim { .. }) => Device::SIM,
+            named => named.device()?,
+        };
         let text = std::fs::read_to_string(&self.file).map_err(Error::io("read", &self.file))?;
         let kernel = self.kernel(text)?;
         let mut arguments = self
@@ -87,18 +94,28 @@ impl Run {
             cluster: self.cluster,
             shared_bytes: self.shared,
         };
-        let options = Options {
-            seed: self.seed,
-            completion: if self.early {
-                Completion::Early
-            } else {
-                Completion::Late
-            },
-            ..Options::default()
-        };
         let mut launched: Vec<Launched> = arguments.iter_mut().map(launched).collect();
-        let profile = sim::run(&kernel, &launch, &mut launched, &options)
-            .map_err(|error| Error::failure(error.to_string()))?;
+        let report = match device {
+            Device::Cuda(gpu) => on_gpu(gpu, &kernel, &launch, &mut launched)?,
+            Device::Sim { .. } => {
+                let options = Options {
+                    seed: self.seed,
+                    completion: match self.early {
+                        true => Completion::Early,
+                        false => Completion::Late,
+                    },
+                    ..Options::default()
+                };
+                sim::run(&kernel, &launch, &mut launched, &options)
+                    .map_err(|error| Error::failure(error.to_string()))?
+                    .to_string()
+            }
+            Device::Cpu => {
+                return Err(Error::usage(
+                    "PTX does not run on the CPU: use --device sim or --device cuda",
+                ));
+            }
+        };
         for (number, argument) in arguments.iter().enumerate() {
             if let Argument::Buffer(buffer) = argument
                 && buffer.access != Access::Read
@@ -106,7 +123,7 @@ impl Run {
                 println!("{}", self.line(number, buffer));
             }
         }
-        print!("{profile}");
+        print!("{report}");
         for (number, path) in saves {
             if let Some(Argument::Buffer(buffer)) = arguments.get(number) {
                 files::replace(&path, &buffer.bytes)?;
@@ -173,6 +190,23 @@ impl Run {
             first.join(" ")
         )
     }
+}
+
+/// Runs a kernel on a GPU; how long that took.
+fn on_gpu(
+    gpu: usize,
+    kernel: &Kernel,
+    launch: &Launch,
+    arguments: &mut [Launched],
+) -> Result<String> {
+    let failed = |error: cuda::Error| Error::failure(error.to_string());
+    let context = Context::open(gpu).map_err(failed)?;
+    let seconds = cuda::run(context, kernel, launch, arguments).map_err(failed)?;
+    let micros = seconds * 1e6;
+    Ok(format!(
+        "{micros:.1} us on {}, the first launch of a kernel included\n",
+        context.gpu()
+    ))
 }
 
 fn launched(argument: &mut Argument) -> Launched<'_> {
