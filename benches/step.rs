@@ -2,7 +2,7 @@
 //! U-Net and of the CLIP model that `benches/peers/torch_step.py` times in PyTorch, from the same configurations.
 //!
 //! Ours does more in a step than theirs: it clips by the gradient's norm and keeps a moving average of the weights.
-//! `UNCLIP_BENCH` records lines of JSON, as in `ops.rs`. FLOPs are those that PyTorch counts for the same step.
+//! On the CPU, or where `UNCLIP_DEVICE=cuda:0` says. `UNCLIP_BENCH` records lines of JSON, as in `ops.rs`. FLOPs are those that PyTorch counts for the same step.
 
 mod report;
 
@@ -35,7 +35,7 @@ impl<M: Model> Job<M> {
     fn measure(
         &self,
         criterion: &mut Criterion,
-        peak_flops: f64,
+        peak_flops: Option<f64>,
         loss: impl Fn(&M, &Tape) -> train::Result<Var>,
     ) -> Result<(), Box<dyn std::error::Error>> {
         let mut samples: Vec<f64> = vec![];
@@ -94,7 +94,7 @@ impl<M: Model> Job<M> {
             self.flops / timing.median / 1e9,
             loaded.params.layout().parameters(),
         );
-        report::record(timing.json(json!({
+        report::record(timing.json(DType::F32, json!({
             "name": format!("step/{}", self.name), "flops": self.flops, "peak_flops": peak_flops, "batch": self.batch,
             "parameters": loaded.params.layout().parameters(), "first_loss": first, "last_loss": last,
         })));
@@ -117,7 +117,7 @@ impl<M: Model> Job<M> {
         // The step owns the parameters: two owners of one arena could not write it.
         let Loaded { model, params } = loaded;
         let shape_only = autograd::Params::zeros(params.layout().clone(), DType::F32, Device::Cpu);
-        let step = Step::new(params, &common)?;
+        let step = Step::new(params.to_device(report::device())?, &common)?;
         Ok((
             Loaded {
                 model,
@@ -142,12 +142,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .measurement_time(Duration::from_secs(15))
         .sample_size(10)
         .configure_from_args();
-    let peak = kernels::peak::fused_multiply_adds(10);
-    println!(
-        "peak: {:.1} GFLOP/s f32, {} threads",
-        peak / 1e9,
-        rayon::current_num_threads()
-    );
+    let device = report::device();
+    let peak = (device == Device::Cpu).then(|| kernels::peak::fused_multiply_adds(10));
+    match peak {
+        Some(peak) => println!(
+            "peak: {:.1} GFLOP/s f32, {} threads",
+            peak / 1e9,
+            rayon::current_num_threads()
+        ),
+        None => println!("on {device}"),
+    }
 
     let unet = Job::<UNet2DModel> {
         name: "unet2d 6.8M, batch 16, 32x32",
@@ -168,9 +172,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let times: Vec<f32> = (0..16).map(|i| (i * 62) as f32).collect();
     let times = Tensor::from_slice(&times, [16], Device::Cpu);
     unet.measure(&mut criterion, peak, |model, t| {
-        let (x, times) = (t.constant(x.clone()), t.constant(times.clone()));
-        let y = model.forward(t, &x, &times, None)?; // [16, 32, 32, 3]
-        Ok(mse::mse(t, &y, &t.constant(noise.clone()), None)?)
+        let given = |x: &Tensor| x.to_device(t.device()).map(|x| t.constant(x));
+        let y = model.forward(t, &given(&x)?, &given(&times)?, None)?; // [16, 32, 32, 3]
+        Ok(mse::mse(t, &y, &given(&noise)?, None)?)
     })?;
 
     let clip = Job::<CLIPModel> {
@@ -201,7 +205,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ids: Vec<i32> = (0..64 * 32).map(words).collect();
     let ids = Tensor::from_slice(&ids, [64, 32], Device::Cpu);
     clip.measure(&mut criterion, peak, |model, t| {
-        let pixels = t.constant(pixels.clone());
+        let pixels = t.constant(pixels.to_device(t.device())?);
+        let ids = ids.to_device(t.device())?;
         Ok(model.forward(t, &ids, None, &pixels)?.loss)
     })?;
     criterion.final_summary();

@@ -1,6 +1,6 @@
 """Runs our benches and PyTorch's in turns, several passes, and writes one folder under benches/runs/.
 
-    UNCLIP_PEER_PYTHON=path/to/python python benches/peers/compare.py [--passes 3] [--threads 2] [--device NAME]
+    UNCLIP_PEER_PYTHON=path/to/python python benches/peers/compare.py [--passes 3] [--threads 2] [--device cuda:0]
 
 Python's standard library only; PyTorch is needed by the interpreter that UNCLIP_PEER_PYTHON names, and where that is unset
 only our side is run. The folder holds raw.jsonl (every measurement of every pass), summary.md (the table with ratios) and
@@ -36,16 +36,22 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def run_ours(bench, selections, threads, raw):
+def run_ours(bench, selections, options, raw):
     """One pass of our side, a call for each selection; appends to `raw`."""
-    environment = dict(os.environ, UNCLIP_BENCH=str(raw), RAYON_NUM_THREADS=str(threads))
+    environment = dict(
+        os.environ, UNCLIP_BENCH=str(raw), RAYON_NUM_THREADS=str(options.threads), UNCLIP_DEVICE=options.device,
+        UNCLIP_DTYPE=options.dtype,
+    )
     for selection in selections:
         command = ["cargo", "bench", "--bench", bench, "--", *selection]
         subprocess.run(command, cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
 
 
-def run_peer(python, script, filters, threads, raw):
-    command = [python, str(HERE / script), "--threads", str(threads), *filters]
+def run_peer(python, bench, filters, options, raw):
+    command = [python, str(HERE / f"torch_{bench}.py"), "--threads", str(options.threads), "--device", options.device]
+    if bench == "ops":
+        command += ["--dtype", options.dtype]
+    command += filters
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     with open(raw, "a") as file:
         file.write(lines)
@@ -92,7 +98,7 @@ def table(rows):
             limit = flops / peaks["peak_flops"]
         if peaks["peak_bytes"]:
             limit = max(limit, first["bytes"] / peaks["peak_bytes"])
-        cells = [name, spread, f"{best:.0f}", f"{flops / ours / 1e3:.1f}", f"{100e6 * limit / ours:.0f}"]
+        cells = [name, spread, f"{best:.0f}", f"{flops / ours / 1e3:.1f}", f"{100e6 * limit / ours:.0f}" if limit else ""]
         if "pytorch" in found:
             peer, peer_spread, peer_best = times(found["pytorch"])
             cells += [peer_spread, f"{peer_best:.0f}", f"{peer / ours:.2f}", f"{peer_best / best:.2f}"]
@@ -106,7 +112,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda:0")
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--folder", type=pathlib.Path, help="where results go, in files that begin with bench and dtype")
     parser.add_argument("--bench", default="ops", choices=["ops", "step"])
     parser.add_argument("--filter", action="append", help="names to run; without it, those that both sides have")
     options = parser.parse_args()
@@ -124,28 +132,30 @@ def main():
     changed = "-changed" if output("git", "status", "--porcelain") else ""
     date = datetime.date.today().isoformat()
     device = re.sub(r"[^A-Za-z0-9]+", "-", options.device).strip("-")
-    folder = ROOT / "benches" / "runs" / f"{date}-{device}-{commit}{changed}"
+    folder = options.folder or ROOT / "benches" / "runs" / f"{date}-{device}-{commit}{changed}"
     folder.mkdir(parents=True, exist_ok=True)
-    raw = folder / "raw.jsonl"
+    begin = f"{options.bench}-{options.dtype}-" if options.folder else ""
+    raw = folder / f"{begin}raw.jsonl"
     raw.touch()
 
     subprocess.run(["cargo", "bench", "--no-run", "--bench", options.bench], cwd=ROOT, check=True)
     seen = len(raw.read_text().splitlines())
     for index in range(options.passes):
-        run_ours(options.bench, selections, options.threads, raw)
+        run_ours(options.bench, selections, options, raw)
         if python:
-            run_peer(python, script, filters, options.threads, raw)
+            run_peer(python, options.bench, filters, options, raw)
         seen = numbered(raw, index, seen)
 
     rows = [json.loads(line) for line in raw.read_text().splitlines()]
     torch = next((row["torch"] for row in rows if "torch" in row), "not run")
-    (folder / "setup.txt").write_text(
+    (folder / f"{begin}setup.txt").write_text(
         f"commit {commit}{changed}\ndate {date}\ncpu {processor()}, {os.cpu_count()} cores, {options.threads} threads used\n"
         f"system {platform.platform()}\n{output('rustc', '--version')}\npytorch {torch}\n"
         f"passes {options.passes}, both sides in turns\nload average at the end {os.getloadavg()}\n"
     )
-    summary = f"# {date}, {processor()}, {options.threads} threads, f32\n\n{table(rows)}"
-    (folder / "summary.md").write_text(summary)
+    place = f"{processor()}, {options.threads} threads" if options.device == "cpu" else options.device
+    summary = f"# {date}, {place}, {options.dtype}\n\n{table(rows)}"
+    (folder / f"{begin}summary.md").write_text(summary)
     print(summary)
 
 

@@ -1,9 +1,9 @@
 """PyTorch's side of the op benches: the same cases under the same names as `cargo bench --bench ops` prints.
 
-    python torch_ops.py [--threads N] [FILTER ...]     # one line of JSON a case on standard output
+    python torch_ops.py [--threads N] [--device cuda:0] [--dtype bf16] [FILTER ...]     # one line of JSON a case
 
-Tensors are f32; images are channels_last, which is PyTorch's NHWC. Operands take turns over more than the cache, and every
-call is timed alone, as on our side.
+Images are channels_last, which is PyTorch's NHWC. Operands take turns over more than the cache, and every call is timed
+alone, as on our side: on a GPU until it has done it. f32 is f32: without TF32.
 """
 
 import argparse
@@ -17,12 +17,16 @@ ROTATED = 96 << 20
 WARM_UP_S, MEASURE_S, LEAST = 0.5, 2.0, 10
 
 
+# Where tensors are made, and in what.
+PLACE = {}
+
+
 def normal(*shape):
-    return torch.randn(*shape)
+    return torch.randn(*shape, **PLACE)
 
 
 def image(n, h, w, c):
-    return torch.randn(n, c, h, w).to(memory_format=torch.channels_last)
+    return torch.randn(n, c, h, w, **PLACE).to(memory_format=torch.channels_last)
 
 
 def gemm(m):
@@ -64,6 +68,11 @@ def quantile(ordered, q):
     return ordered[int((len(ordered) - 1) * q)]
 
 
+def wait():
+    if PLACE["device"].type == "cuda":
+        torch.cuda.synchronize(PLACE["device"])
+
+
 def measure(name, make, run, backward):
     first = make()
     size = sum(t.numel() * t.element_size() for t in first)
@@ -88,6 +97,7 @@ def measure(name, make, run, backward):
         turn = (turn + 1) % len(sets)
         start = time.perf_counter()
         call(sets[turn])
+        wait()
         now = time.perf_counter()
         if now - begun > WARM_UP_S:
             samples.append(now - start)
@@ -96,7 +106,7 @@ def measure(name, make, run, backward):
     samples.sort()
     us = lambda seconds: seconds * 1e6
     print(json.dumps({
-        "side": "pytorch", "name": name, "dtype": "f32",
+        "side": "pytorch", "name": name, "dtype": "bf16" if PLACE["dtype"] == torch.bfloat16 else "f32",
         "median_us": us(quantile(samples, 0.5)), "p20_us": us(quantile(samples, 0.2)),
         "p80_us": us(quantile(samples, 0.8)), "best_us": us(samples[0]), "samples": len(samples),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
@@ -106,10 +116,15 @@ def measure(name, make, run, backward):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
     parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
     parser.add_argument("filters", nargs="*", help="parts of names; any selects")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    PLACE.update(device=options.device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     torch.manual_seed(0)
     for name, (make, run) in CASES.items():
         for passes in ("forward", "forward+backward"):

@@ -3,6 +3,21 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use tensor::{DType, Device};
+
+/// Where to compute: what `UNCLIP_DEVICE` names, or the CPU.
+///
+/// # Panics
+/// If there is no such device: a bench has nobody else to tell.
+pub fn device() -> Device {
+    let Ok(name) = std::env::var("UNCLIP_DEVICE") else {
+        return Device::Cpu;
+    };
+    let device: Result<Device, String> = name.parse();
+    let opened = device.and_then(|device| device.open().map(|()| device));
+    opened.unwrap_or_else(|why| panic!("UNCLIP_DEVICE={name}: {why}"))
+}
+
 /// Seconds.
 pub struct Timing {
     pub median: f64,
@@ -29,10 +44,10 @@ impl Timing {
         }
     }
 
-    /// `fields` with the times, in microseconds, added.
-    pub fn json(&self, mut fields: serde_json::Value) -> serde_json::Value {
+    /// `fields` with what was computed in and the times, in microseconds, added.
+    pub fn json(&self, dtype: DType, mut fields: serde_json::Value) -> serde_json::Value {
         fields["side"] = "unclip".into();
-        fields["dtype"] = "f32".into();
+        fields["dtype"] = dtype.to_string().into();
         fields["median_us"] = (self.median * 1e6).into();
         fields["p20_us"] = (self.p20 * 1e6).into();
         fields["p80_us"] = (self.p80 * 1e6).into();

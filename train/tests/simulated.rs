@@ -220,8 +220,9 @@ fn every_stage_trains() {
         let off = cpu.iter().zip(&sim).map(|(c, s)| ((c - s) / c).abs());
         let off = off.fold(0.0, f64::max);
         eprintln!("{stage}: losses {off:.1e} of themselves off");
-        // AdamW's first steps are as large for a gradient of rounding errors as for any other.
-        assert!(off < 1e-3, "{stage}: {cpu:?} on the CPU, {sim:?} on sim");
+        // Measured on the simulated GPU: CLIP 7e-7, prior 5e-6, decoder 7e-8, upsampler 4e-8. AdamW's first steps are as large
+        // for a gradient of rounding errors as for any other, and hardware's special functions round otherwise.
+        assert!(off < 1e-4, "{stage}: {cpu:?} on the CPU, {sim:?} on sim");
     }
 }
 
