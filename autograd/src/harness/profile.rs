@@ -349,9 +349,11 @@ impl fmt::Display for Row {
 
 /// What the launches of an op's forward pass together promise and do not keep, `least` being the bytes of its operands and
 /// results: of streaming ops, that they move no more, but for group norm, which reads twice where groups do not fit on chip.
+/// Optimisers promise it kernel by kernel only: arenas are f32 whatever the storage, and Muon has products in between.
 fn broken_together(rows: &[Row], least: f64) -> Option<String> {
     let first = rows.first()?;
-    if !first.is_stream() || least < SMALL as f64 {
+    let optimizer = ["muon_", "optimizer_"].map(|prefix| first.kernel.starts_with(prefix));
+    if !first.is_stream() || optimizer.contains(&true) || least < SMALL as f64 {
         return None;
     }
     let first = &first.kernel;
