@@ -43,17 +43,10 @@ impl<'k> Set<'k> {
         }
     }
 
-    /// Stores the mean and 1 / √(variance + eps).
-    pub fn store(
-        self,
-        k: &'k Assembler,
-        eps: Value<'k, F32>,
-        mean: Pointer<'k, Global, F32>,
-        rstd: Pointer<'k, Global, F32>,
-    ) {
-        mean.store(self.mean);
+    /// The mean and 1 / √(variance + eps).
+    pub fn statistics(self, k: &'k Assembler, eps: Value<'k, F32>) -> [Value<'k, F32>; 2] {
         let deviation = k.sqrt_rn(self.squares / self.count + eps);
-        rstd.store(k.rcp_rn(deviation));
+        [self.mean, k.rcp_rn(deviation)]
     }
 
     /// The set of the lane whose number differs by the bits of `mask`.
@@ -241,7 +234,9 @@ impl Variant for Merge {
         k.comment("the lanes together");
         let all = growing.over_warp(k);
         k.if_(k.lane().eq(0), || {
-            all.store(k, eps, mean.at(index), rstd.at(index));
+            let [its_mean, its_rstd] = all.statistics(k, eps);
+            mean.at(index).store(its_mean);
+            rstd.at(index).store(its_rstd);
         });
     }
 }

@@ -260,6 +260,18 @@ struct Coefficients<'k> {
 impl<'k> Coefficients<'k> {
     /// Of the thread's channels; only where they exist.
     fn load(walk: Walk<'k>, affine: Affine<'k>) -> Vec<Coefficients<'k>> {
+        let first = walk.image * walk.extents.groups;
+        Coefficients::with(walk, affine, |group| {
+            [affine.mean, affine.rstd].map(|of| of.at(first + group).load())
+        })
+    }
+
+    /// With the mean and rstd of each of the image's groups from elsewhere.
+    fn with(
+        walk: Walk<'k>,
+        affine: Affine<'k>,
+        statistics: impl Fn(Value<'k, U32>) -> [Value<'k, F32>; 2],
+    ) -> Vec<Coefficients<'k>> {
         let Walk {
             k,
             extents,
@@ -276,12 +288,13 @@ impl<'k> Coefficients<'k> {
         let channels = (0..width).zip(gamma).zip(beta).zip(scale_shift);
         channels
             .map(|(((i, gamma), beta), [scale, shift])| {
-                let group = image * extents.groups + (channel + i) / group_width;
+                let group = (channel + i) / group_width;
+                let [mean, rstd] = statistics(group);
                 Coefficients {
-                    mean: affine.mean.at(group).load(),
-                    a: affine.rstd.at(group).load() * gamma * scale,
+                    mean,
+                    a: rstd * gamma * scale,
                     b: beta.mul_add(scale, shift),
-                    group,
+                    group: image * extents.groups + group,
                 }
             })
             .collect()

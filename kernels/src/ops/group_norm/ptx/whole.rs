@@ -156,7 +156,6 @@ impl Variant for Whole {
             self.kept
         ));
         let y = k.floats(storage, "y");
-        // What the CTA writes first, it reads later.
         let (mean, rstd) = (k.buffer::<F32>("mean"), k.buffer::<F32>("rstd"));
         let x = k.floats(storage, "x").read_only();
         let affine = Affine {
@@ -244,15 +243,24 @@ impl Variant for Whole {
                 growing.set(growing.get().merge(set));
             });
             let all = growing.over_warp(k);
+            k.comment("kept where the group's first row was, which no other warp reads");
+            k.warp_barrier();
             k.if_(k.lane().eq(0), || {
+                let [its_mean, its_rstd] = all.statistics(k, eps);
                 let index = image * extents.groups + first_group + group;
-                all.store(k, eps, mean.at(index), rstd.at(index));
+                mean.at(index).store(its_mean);
+                rstd.at(index).store(its_rstd);
+                means.at(group * group_width).store(its_mean);
+                squares.at(group * group_width).store(its_rstd);
             });
         });
         k.barrier();
 
         k.if_(active, || {
-            let coefficients = Coefficients::load(walk, affine);
+            let coefficients = Coefficients::with(walk, affine, |group| {
+                let at = group * group_width - first;
+                [means, squares].map(|of| of.at(at).load())
+            });
             let place = k.variable_multiple_of::<U32>(0, 4);
             k.for_(row, extents.pixels, rows, |pixel| {
                 let values = kept.get(place.get());
