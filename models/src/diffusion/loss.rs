@@ -237,6 +237,9 @@ pub fn hybrid_loss(
 }
 
 /// The noise that a prediction stands for: of x_t = a·x₀ + b·ε, what is left when a·x₀ is taken out. Not recorded.
+///
+/// Where ᾱ is zero, the noise is all that there is and says nothing about x₀: there it is x₀ itself, as [`coefficients`]
+/// expects.
 fn prediction_to_noise(
     schedule: &Schedule,
     prediction: Prediction,
@@ -248,13 +251,14 @@ fn prediction_to_noise(
     let (predicted, xt) = (predicted.detach(), xt.detach());
     let noise = match prediction {
         Prediction::Epsilon => predicted,
-        Prediction::Sample => mix(t, schedule, &xt, &predicted, steps, |alpha_bar| {
-            let b = (1.0 - alpha_bar).sqrt();
-            (1.0 / b, -alpha_bar.sqrt() / b)
-        })?,
-        // v = a·ε − b·x₀ and x_t = a·x₀ + b·ε give ε = b·x_t + a·v.
-        Prediction::Velocity => mix(t, schedule, &xt, &predicted, steps, |alpha_bar| {
-            ((1.0 - alpha_bar).sqrt(), alpha_bar.sqrt())
+        _ => mix(t, schedule, &xt, &predicted, steps, |alpha_bar| {
+            let (signal, noise) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+            match prediction {
+                _ if alpha_bar == 0.0 => prediction.to_x0(alpha_bar),
+                Prediction::Sample => (1.0 / noise, -signal / noise),
+                // v = a·ε − b·x₀ and x_t = a·x₀ + b·ε give ε = b·x_t + a·v.
+                _ => (noise, signal),
+            }
         })?,
     };
     Ok(noise.tensor().clone())
@@ -270,9 +274,13 @@ fn coefficients(schedule: &Schedule, t: usize) -> Coefficients {
     } else {
         posterior.variance
     };
+    let (x0_from_xt, x0_from_eps) = match alpha_bar == 0.0 {
+        true => (0.0, -1.0),
+        false => ((1.0 / alpha_bar).sqrt(), (1.0 / alpha_bar - 1.0).sqrt()),
+    };
     Coefficients {
-        x0_from_xt: (1.0 / alpha_bar).sqrt(),
-        x0_from_eps: (1.0 / alpha_bar - 1.0).sqrt(),
+        x0_from_xt,
+        x0_from_eps,
         mean_from_x0: posterior.x0,
         mean_from_xt: posterior.xt,
         log_variance_low: low.max(1e-20).ln(),
@@ -346,6 +354,40 @@ mod tests {
                     "{prediction:?}: {b} {bound}"
                 );
             }
+        }
+    }
+
+    /// At the last step of such a schedule x_t is the noise alone.
+    #[test]
+    fn without_any_signal_the_loss_is_still_that_of_x0() {
+        let t = &Tape::inference(None);
+        let schedule = SchedulerConfig::decoder()
+            .schedule()
+            .with_zero_terminal_snr();
+        let steps = [999, 998, 999];
+        let [x0, noise, variance, guess] =
+            ["x0", "noise", "variance", "guess"].map(|name| t.constant(normal(name)));
+        let xt = add_noise(t, &schedule, &x0, &noise, &steps).unwrap();
+        let loss = |prediction: Prediction| {
+            let told = mix(t, &schedule, &guess, &xt, &steps, |alpha_bar| {
+                let (signal, rest) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+                match prediction {
+                    Prediction::Velocity => (-1.0 / rest, signal / rest),
+                    _ => (1.0, 0.0),
+                }
+            });
+            let output = concat::concat(t, &[&told.unwrap(), &variance], 3).unwrap();
+            let weighting = Weighting::TruncatedSnr { ceiling: 5.0 };
+            let loss = hybrid_loss(
+                t, &schedule, prediction, weighting, &output, &x0, &noise, &xt, &steps,
+            );
+            let loss = loss.unwrap();
+            [loss.error, loss.bound].map(|v| v.tensor().item().unwrap())
+        };
+        let (sample, velocity) = (loss(Prediction::Sample), loss(Prediction::Velocity));
+        for (a, b) in sample.into_iter().zip(velocity) {
+            assert!(a.is_finite() && a > 0.0);
+            assert!((a - b).abs() < 1e-9 * a, "{a} {b}");
         }
     }
 

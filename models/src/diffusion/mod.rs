@@ -6,14 +6,15 @@ mod guidance;
 mod loss;
 mod sampler;
 mod schedule;
+mod scheduler;
 
-pub use guidance::guide;
+pub use guidance::{Guidance, guide, rescale};
 pub use loss::{
     HybridLoss, Weighting, add_noise, denoising_loss, hybrid_loss, target, timesteps,
     uniform_timesteps,
 };
 pub use sampler::{
-    Ancestral, Ddim, Denoised, DpmSolver, Sampler, SamplerKind, SchedulerConfig, VarianceType,
-    respaced,
+    Ancestral, Ddim, Denoised, DpmSolver, Heun, Inversion, Sampler, SamplerKind, respaced,
 };
 pub use schedule::{BetaSchedule, Posterior, Prediction, Schedule};
+pub use scheduler::{SchedulerConfig, VarianceType};

@@ -103,6 +103,31 @@ impl Schedule {
         }
     }
 
+    /// The same schedule without any signal in its last step: √ᾱ is shifted so that it ends at zero, and stretched so that
+    /// it begins where it did (Lin et al., "Common diffusion noise schedules and sample steps are flawed", 2023, algorithm
+    /// 1). Of one step there is nothing to shift.
+    pub fn with_zero_terminal_snr(self) -> Schedule {
+        let (Some(first), Some(last)) = (self.alphas_cumprod.first(), self.alphas_cumprod.last())
+        else {
+            return self;
+        };
+        let (first, last) = (first.sqrt(), last.sqrt());
+        if first == last {
+            return self;
+        }
+        let stretch = first / (first - last);
+        let alphas_cumprod = self.alphas_cumprod.iter();
+        let alphas_cumprod: Vec<f64> = alphas_cumprod
+            .map(|alpha_bar| ((alpha_bar.sqrt() - last) * stretch).powi(2))
+            .collect();
+        let before = std::iter::once(&1.0).chain(&alphas_cumprod);
+        let betas = alphas_cumprod.iter().zip(before);
+        Schedule {
+            betas: betas.map(|(now, before)| 1.0 - now / before).collect(),
+            alphas_cumprod,
+        }
+    }
+
     /// T, the number of training steps.
     pub fn steps(&self) -> usize {
         self.betas.len()
@@ -122,6 +147,12 @@ impl Schedule {
     pub fn snr(&self, t: usize) -> f64 {
         let alpha_bar = self.alphas_cumprod[t];
         alpha_bar / (1.0 - alpha_bar)
+    }
+
+    /// λ = ln(√ᾱ/√(1 − ᾱ)), half the logarithm of the signal-to-noise ratio; ∞ for the clean sample.
+    pub fn lambda(&self, t: impl Into<Option<usize>>) -> f64 {
+        let alpha_bar = self.alpha_bar(t);
+        0.5 * (alpha_bar / (1.0 - alpha_bar)).ln()
     }
 
     /// The posterior of a step from `t` to `previous`, `None` for the clean sample.
@@ -153,6 +184,31 @@ mod tests {
         assert!((cosine.alpha_bar(999) / 2.4e-9 - 1.0).abs() < 0.02);
         let linear = Schedule::new(BetaSchedule::Linear, 1000);
         assert!((linear.alpha_bar(999) / 4.0e-5 - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn zero_terminal_snr_moves_the_end_and_keeps_the_beginning() {
+        for kind in [BetaSchedule::Cosine, BetaSchedule::Linear] {
+            let plain = Schedule::new(kind, 1000);
+            let moved = plain.clone().with_zero_terminal_snr();
+            assert_eq!(moved.alpha_bar(999), 0.0);
+            assert_eq!((moved.snr(999), moved.beta(999)), (0.0, 1.0));
+            assert!((moved.alpha_bar(0) - plain.alpha_bar(0)).abs() < 1e-15);
+            // √ᾱ goes through a straight line.
+            let slope = |s: &Schedule, t| s.alpha_bar(t).sqrt() - s.alpha_bar(t + 1).sqrt();
+            let stretch = slope(&moved, 10) / slope(&plain, 10);
+            for t in [100, 500, 998] {
+                assert!((slope(&moved, t) / slope(&plain, t) / stretch - 1.0).abs() < 1e-9);
+            }
+            // And β still leads from each ᾱ to the next.
+            let mut product = 1.0;
+            for t in 0..1000 {
+                product *= 1.0 - moved.beta(t);
+                assert!((product - moved.alpha_bar(t)).abs() < 1e-12);
+            }
+        }
+        let one = Schedule::new(BetaSchedule::Cosine, 1);
+        assert_eq!(one.clone().with_zero_terminal_snr(), one);
     }
 
     #[test]
