@@ -8,6 +8,7 @@
 pub mod clip;
 pub mod config;
 pub mod diffusion;
+pub mod embeddings;
 mod error;
 mod folder;
 pub mod import;

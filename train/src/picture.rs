@@ -6,8 +6,7 @@ use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use tensor::Tensor;
 
-use crate::metrics::crc::CRC32;
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, png_text};
 
 /// 8-bit RGB, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,10 +138,7 @@ impl Picture {
                 image::ExtendedColorType::Rgb8,
             )
             .map_err(|e| Error::failure(format!("cannot encode a PNG: {e}")))?;
-        // The header chunk comes first and has a fixed length: signature, length, type, 13 bytes, CRC.
-        let after_header = 8 + 4 + 4 + 13 + 4;
-        let chunks: Vec<u8> = texts.iter().flat_map(|(k, v)| text_chunk(k, v)).collect();
-        bytes.splice(after_header..after_header, chunks);
+        png_text::insert(&mut bytes, texts);
         Ok(bytes)
     }
 
@@ -151,29 +147,6 @@ impl Picture {
         files::create_dir(files::parent(path))?;
         files::replace(path, &self.png(texts)?)
     }
-}
-
-/// A PNG text chunk: `tEXt` where Latin-1 holds the text, else `iTXt` (PNG specification, 11.3.4).
-fn text_chunk(keyword: &str, text: &str) -> Vec<u8> {
-    let latin1: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c as u32).ok()).collect();
-    let mut body = match latin1 {
-        Some(_) => b"tEXt".to_vec(),
-        None => b"iTXt".to_vec(),
-    };
-    body.extend(keyword.bytes());
-    body.push(0);
-    match latin1 {
-        Some(bytes) => body.extend(bytes),
-        None => {
-            // Not compressed, no language, no translated keyword.
-            body.extend([0, 0, 0, 0]);
-            body.extend(text.bytes());
-        }
-    }
-    let mut chunk = (body.len() as u32 - 4).to_be_bytes().to_vec();
-    chunk.extend(&body);
-    chunk.extend(CRC32.of(&[&body]).to_be_bytes());
-    chunk
 }
 
 const GLYPH_WIDTH: usize = 3;

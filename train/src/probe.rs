@@ -347,7 +347,7 @@ pub fn list(dir: &Folder, inputs: &Inputs, request: &Request) -> Result<Vec<Stri
 }
 
 /// [n, c, h, w] → [n, h, w, c]; other ranks as they are.
-fn inward(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn inward(x: &Tensor) -> Result<Tensor> {
     match x.rank() {
         4 => Ok(x.permute(&[0, 2, 3, 1])?.contiguous()?),
         _ => Ok(x.clone()),
@@ -355,14 +355,14 @@ fn inward(x: &Tensor) -> Result<Tensor> {
 }
 
 /// [n, h, w, c] → [n, c, h, w]; other ranks as they are.
-fn outward(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn outward(x: &Tensor) -> Result<Tensor> {
     match x.rank() {
         4 => Ok(x.permute(&[0, 3, 1, 2])?.contiguous()?),
         _ => Ok(x.contiguous()?),
     }
 }
 
-fn from_view(name: &str, view: &safetensors::tensor::TensorView) -> Result<Tensor> {
+pub(crate) fn from_view(name: &str, view: &safetensors::tensor::TensorView) -> Result<Tensor> {
     fn read<T: tensor::Element>(bytes: &[u8], shape: &[usize]) -> Tensor {
         let mut values = vec![T::zeroed(); bytes.len() / size_of::<T>()];
         bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);

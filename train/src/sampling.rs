@@ -1,10 +1,12 @@
 //! How pictures are sampled from a model: its own recommendation, kept beside its weights, and what a user changes.
 
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use models::Folder;
 use models::diffusion::SamplerKind;
-use models::pipeline::{Generated, Given, Options, Pipeline, Progress as Step, SeededNoise};
+use models::pipeline::{Generated, Given, Noise, OnProgress, Options, Pipeline, Progress as Step};
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
@@ -20,53 +22,131 @@ const LONGEST: u64 = 1 << 20;
 pub enum SamplerName {
     /// Draws from the learned posterior.
     Ancestral,
-    /// Deterministic after the first noise.
+    /// Deterministic after the first noise, unless its eta is above 0.
     Ddim,
     /// DPM-Solver++ of second order.
     Dpm,
+    /// Heun's method of second order: two evaluations a step.
+    Heun,
 }
 
-impl From<SamplerName> for SamplerKind {
-    fn from(name: SamplerName) -> SamplerKind {
-        match name {
+impl SamplerName {
+    fn kind(self, eta: f64) -> SamplerKind {
+        match self {
             SamplerName::Ancestral => SamplerKind::Ancestral,
-            SamplerName::Ddim => SamplerKind::Ddim { eta: 0.0 },
+            SamplerName::Ddim => SamplerKind::Ddim { eta },
             SamplerName::Dpm => SamplerKind::DpmSolver,
+            SamplerName::Heun => SamplerKind::Heun,
+        }
+    }
+
+    /// What other programs call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            SamplerName::Ancestral => "DDPM",
+            SamplerName::Ddim => "DDIM",
+            SamplerName::Dpm => "DPM++ 2M",
+            SamplerName::Heun => "Heun",
         }
     }
 }
 
-/// The settings of a pipeline; the names are diffusers'.
+/// A part of the time from 0, clean, to 1, noise; on the command line as `0.2,0.8`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sampling {
-    pub prior_num_inference_steps: usize,
-    pub decoder_num_inference_steps: usize,
-    pub super_res_num_inference_steps: usize,
-    pub prior_guidance_scale: f64,
-    pub decoder_guidance_scale: f64,
-    pub prior_sampler: SamplerName,
-    pub decoder_sampler: SamplerName,
-    pub super_res_sampler: SamplerName,
-    pub prior_candidates: usize,
-}
+#[serde(transparent)]
+pub struct Interval(pub [f64; 2]);
 
-impl Default for Sampling {
-    /// The values of diffusers' pipeline, for directories that it wrote.
-    fn default() -> Sampling {
-        let options = Options::default();
-        Sampling {
-            prior_num_inference_steps: options.prior_num_inference_steps,
-            decoder_num_inference_steps: options.decoder_num_inference_steps,
-            super_res_num_inference_steps: options.super_res_num_inference_steps,
-            prior_guidance_scale: options.prior_guidance_scale,
-            decoder_guidance_scale: options.decoder_guidance_scale,
-            prior_sampler: SamplerName::Ancestral,
-            decoder_sampler: SamplerName::Ancestral,
-            super_res_sampler: SamplerName::Ancestral,
-            prior_candidates: options.prior_candidates,
+impl FromStr for Interval {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Interval, String> {
+        let number = |text: &str| text.trim().parse::<f64>().ok();
+        match text
+            .split_once(',')
+            .map(|(low, high)| (number(low), number(high)))
+        {
+            Some((Some(low), Some(high))) => Ok(Interval([low, high])),
+            _ => {
+                Err("an interval is two numbers from 0, clean, to 1, noise, such as 0.2,0.8".into())
+            }
         }
     }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.0[0], self.0[1])
+    }
+}
+
+/// The settings of a pipeline, and the flags of the same names that change them.
+macro_rules! settings {
+    ($($(#[$doc:meta])+ $name:ident: $kind:ty = $default:expr,)+) => {
+        /// The settings of a pipeline; the names are diffusers', where it has them.
+        #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Sampling {
+            $($(#[$doc])+ pub $name: $kind,)+
+        }
+
+        impl Default for Sampling {
+            /// The values of diffusers' pipeline, for directories that it wrote.
+            fn default() -> Sampling {
+                Sampling { $($name: $default,)+ }
+            }
+        }
+
+        /// What of a model's settings is changed.
+        #[derive(Clone, Debug, Default, clap::Args)]
+        #[command(next_help_heading = "Sampling [default: as the model's sampling.json says]")]
+        pub struct SamplingFlags {
+            $($(#[$doc])+ #[arg(long)] pub $name: Option<$kind>,)+
+        }
+
+        impl SamplingFlags {
+            /// `own` with what is changed.
+            pub fn over(&self, own: Sampling) -> Sampling {
+                Sampling { $($name: self.$name.unwrap_or(own.$name),)+ }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Denoising steps of the prior.
+    prior_num_inference_steps: usize = 25,
+    /// Denoising steps of the decoder.
+    decoder_num_inference_steps: usize = 25,
+    /// Denoising steps of the upsampler.
+    super_res_num_inference_steps: usize = 7,
+    /// How strongly the prior follows the prompt; 1 is plain sampling.
+    prior_guidance_scale: f64 = 4.0,
+    /// How strongly the decoder follows embedding and prompt; 1 is plain sampling.
+    decoder_guidance_scale: f64 = 8.0,
+    /// The part of the time in which the prior is guided, from 0, clean, to 1, noise, such as 0.2,0.8.
+    prior_guidance_interval: Interval = Interval([0.0, 1.0]),
+    /// The part of the time in which the decoder is guided, from 0, clean, to 1, noise, such as 0.2,0.8.
+    decoder_guidance_interval: Interval = Interval([0.0, 1.0]),
+    /// How far the spread that guidance adds in the prior is taken back, from 0 to 1.
+    prior_guidance_rescale: f64 = 0.0,
+    /// How far the contrast that guidance adds in the decoder is taken back, from 0 to 1.
+    decoder_guidance_rescale: f64 = 0.0,
+    /// The share of a picture's values that the decoder keeps in range, the others shrunk with them; 0 clips each value.
+    decoder_dynamic_thresholding_ratio: f64 = 0.0,
+    /// The prior's sampler.
+    prior_sampler: SamplerName = SamplerName::Ancestral,
+    /// The decoder's sampler.
+    decoder_sampler: SamplerName = SamplerName::Ancestral,
+    /// The upsampler's sampler.
+    super_res_sampler: SamplerName = SamplerName::Ancestral,
+    /// Noise that the prior's ddim adds in its steps: 0 none, 1 as much as ancestral.
+    prior_eta: f64 = 0.0,
+    /// Noise that the decoder's ddim adds in its steps: 0 none, 1 as much as ancestral.
+    decoder_eta: f64 = 0.0,
+    /// Noise that the upsampler's ddim adds in its steps: 0 none, 1 as much as ancestral.
+    super_res_eta: f64 = 0.0,
+    /// Image embeddings that the prior draws, of which the one nearest to the prompt is used.
+    prior_candidates: usize = 2,
 }
 
 impl Sampling {
@@ -87,16 +167,38 @@ impl Sampling {
         files::replace(&dir.join(FILE), format!("{text}\n").as_bytes())
     }
 
+    /// Refuses what would be ignored, and what no sampler takes.
+    pub fn check(&self, pipeline: &Pipeline) -> Result<()> {
+        for (stage, sampler, eta) in [
+            ("prior", self.prior_sampler, self.prior_eta),
+            ("decoder", self.decoder_sampler, self.decoder_eta),
+            ("super_res", self.super_res_sampler, self.super_res_eta),
+        ] {
+            if eta != 0.0 && sampler != SamplerName::Ddim {
+                return Err(Error::usage(format!(
+                    "{stage}_eta = {eta} is for the sampler ddim, {stage}_sampler is another: change one of the two"
+                )));
+            }
+        }
+        Ok(pipeline.check(&self.options())?)
+    }
+
     pub fn options(&self) -> Options {
+        let ratio = self.decoder_dynamic_thresholding_ratio;
         Options {
             prior_num_inference_steps: self.prior_num_inference_steps,
             decoder_num_inference_steps: self.decoder_num_inference_steps,
             super_res_num_inference_steps: self.super_res_num_inference_steps,
             prior_guidance_scale: self.prior_guidance_scale,
             decoder_guidance_scale: self.decoder_guidance_scale,
-            prior_sampler: self.prior_sampler.into(),
-            decoder_sampler: self.decoder_sampler.into(),
-            super_res_sampler: self.super_res_sampler.into(),
+            prior_guidance_interval: self.prior_guidance_interval.0,
+            decoder_guidance_interval: self.decoder_guidance_interval.0,
+            prior_guidance_rescale: self.prior_guidance_rescale,
+            decoder_guidance_rescale: self.decoder_guidance_rescale,
+            decoder_dynamic_thresholding_ratio: (ratio != 0.0).then_some(ratio),
+            prior_sampler: self.prior_sampler.kind(self.prior_eta),
+            decoder_sampler: self.decoder_sampler.kind(self.decoder_eta),
+            super_res_sampler: self.super_res_sampler.kind(self.super_res_eta),
             prior_candidates: self.prior_candidates,
         }
     }
@@ -108,12 +210,24 @@ pub fn generate(
     prompts: &[&str],
     given: Given,
     sampling: &Sampling,
-    noise: &SeededNoise,
+    noise: &dyn Noise,
+    interrupt: &Interrupt,
+    seen: impl FnMut(&Step) -> models::Result<()>,
+) -> Result<Generated> {
+    let options = sampling.options();
+    interruptible(interrupt, seen, |step| {
+        pipeline.generate(prompts, given, &options, noise, step)
+    })
+}
+
+/// Runs a part of the pipeline that a signal ends between two steps.
+pub fn interruptible<T>(
     interrupt: &Interrupt,
     mut seen: impl FnMut(&Step) -> models::Result<()>,
-) -> Result<Generated> {
+    run: impl FnOnce(OnProgress) -> models::Result<T>,
+) -> Result<T> {
     let mut stopped = None;
-    let made = pipeline.generate(prompts, given, &sampling.options(), noise, &mut |step| {
+    let outcome = run(&mut |step| {
         seen(step)?;
         interrupt.check().map_err(|error| {
             let reason = error.to_string();
@@ -123,6 +237,6 @@ pub fn generate(
     });
     match stopped {
         Some(error) => Err(error),
-        None => Ok(made?),
+        None => Ok(outcome?),
     }
 }

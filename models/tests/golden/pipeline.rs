@@ -100,6 +100,7 @@ impl Noise for Formula {
             Stage::Prior { .. } => "prior",
             Stage::Decoder => "decoder",
             Stage::SuperRes => "super_res",
+            Stage::Inversion => panic!("an inversion draws no noise"),
         };
         let name = format!("noise/{name}/{occurrence}");
         match *shape {

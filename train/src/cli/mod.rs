@@ -8,9 +8,9 @@ mod demo;
 mod device;
 mod doctor;
 mod eval;
-mod generate;
 mod import;
 mod kernels;
+mod pictures;
 mod probe;
 mod train;
 
@@ -45,7 +45,11 @@ enum Command {
     Demo(demo::Demo),
     Train(train::Train),
     Assemble(assemble::Assemble),
-    Generate(generate::Generate),
+    Generate(pictures::generate::Generate),
+    Vary(pictures::vary::Vary),
+    Blend(pictures::blend::Blend),
+    Edit(pictures::edit::Edit),
+    Inpaint(pictures::inpaint::Inpaint),
     #[command(subcommand)]
     Import(import::Command),
     Eval(eval::Eval),
@@ -86,6 +90,10 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Train(train) => train.run(device),
         Command::Assemble(assemble) => assemble.run(),
         Command::Generate(generate) => generate.run(device.device()?),
+        Command::Vary(vary) => vary.run(device.device()?),
+        Command::Blend(blend) => blend.run(device.device()?),
+        Command::Edit(edit) => edit.run(device.device()?),
+        Command::Inpaint(inpaint) => inpaint.run(device.device()?),
         Command::Import(command) => command.run(),
         Command::Eval(eval) => eval.run(device.device()?),
         Command::Data(command) => command.run(),

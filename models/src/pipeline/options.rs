@@ -1,0 +1,141 @@
+//! What pictures are made with.
+
+use crate::diffusion::{Guidance, SamplerKind, SchedulerConfig};
+use crate::{Error, Result};
+
+/// What a picture is made with; the names are those of diffusers' pipeline, where it has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    pub prior_num_inference_steps: usize,
+    pub decoder_num_inference_steps: usize,
+    pub super_res_num_inference_steps: usize,
+    /// 1 switches guidance off.
+    pub prior_guidance_scale: f64,
+    /// 1 switches guidance off.
+    pub decoder_guidance_scale: f64,
+    /// See [`Guidance`].
+    pub prior_guidance_interval: [f64; 2],
+    pub decoder_guidance_interval: [f64; 2],
+    pub prior_guidance_rescale: f64,
+    pub decoder_guidance_rescale: f64,
+    /// Keeps this share of a picture's values within the range and shrinks the rest of them to it, in place of clipping;
+    /// see [`SchedulerConfig::dynamic_thresholding_ratio`].
+    pub decoder_dynamic_thresholding_ratio: Option<f64>,
+    pub prior_sampler: SamplerKind,
+    pub decoder_sampler: SamplerKind,
+    pub super_res_sampler: SamplerKind,
+    /// Image embeddings drawn for each picture, of which the one closest to the text's is kept.
+    pub prior_candidates: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            prior_num_inference_steps: 25,
+            decoder_num_inference_steps: 25,
+            super_res_num_inference_steps: 7,
+            prior_guidance_scale: 4.0,
+            decoder_guidance_scale: 8.0,
+            prior_guidance_interval: [0.0, 1.0],
+            decoder_guidance_interval: [0.0, 1.0],
+            prior_guidance_rescale: 0.0,
+            decoder_guidance_rescale: 0.0,
+            decoder_dynamic_thresholding_ratio: None,
+            prior_sampler: SamplerKind::Ancestral,
+            decoder_sampler: SamplerKind::Ancestral,
+            super_res_sampler: SamplerKind::Ancestral,
+            prior_candidates: 2,
+        }
+    }
+}
+
+impl Options {
+    pub fn prior_guidance(&self) -> Guidance {
+        Guidance {
+            scale: self.prior_guidance_scale,
+            interval: self.prior_guidance_interval,
+            rescale: self.prior_guidance_rescale,
+        }
+    }
+
+    pub fn decoder_guidance(&self) -> Guidance {
+        Guidance {
+            scale: self.decoder_guidance_scale,
+            interval: self.decoder_guidance_interval,
+            rescale: self.decoder_guidance_rescale,
+        }
+    }
+
+    /// How often prior, decoder and upsampler are evaluated for a batch of pictures.
+    pub fn evaluations(&self) -> [usize; 3] {
+        let prior = self
+            .prior_sampler
+            .evaluations(self.prior_num_inference_steps);
+        [
+            prior * self.prior_candidates.max(1),
+            self.decoder_sampler
+                .evaluations(self.decoder_num_inference_steps),
+            self.super_res_sampler
+                .evaluations(self.super_res_num_inference_steps),
+        ]
+    }
+
+    /// The decoder's scheduler with the thresholding that is asked for.
+    pub fn decoder_scheduler(&self, own: &SchedulerConfig) -> SchedulerConfig {
+        let ratio = self.decoder_dynamic_thresholding_ratio;
+        SchedulerConfig {
+            dynamic_thresholding_ratio: ratio.or(own.dynamic_thresholding_ratio),
+            ..own.clone()
+        }
+    }
+
+    /// Refuses, before anything is computed, what the samplers would refuse later.
+    ///
+    /// # Errors
+    /// With the stage that the setting is of.
+    pub fn check(
+        &self,
+        prior: &SchedulerConfig,
+        decoder: &SchedulerConfig,
+        super_res: &SchedulerConfig,
+    ) -> Result<()> {
+        if self.prior_candidates == 0 {
+            return Err(Error::Request(
+                "prior: at least 1 candidate has to be drawn".into(),
+            ));
+        }
+        let prior = self.prior_guidance().check().and_then(|()| {
+            self.prior_sampler
+                .sampler(prior, self.prior_num_inference_steps)
+        });
+        of_stage("prior", prior)?;
+        if let Some(ratio) = self.decoder_dynamic_thresholding_ratio
+            && !(ratio > 0.0 && ratio <= 1.0)
+        {
+            return Err(Error::Request(format!(
+                "decoder: the dynamic thresholding ratio must be above 0 and at most 1, it is {ratio}"
+            )));
+        }
+        let scheduler = self.decoder_scheduler(decoder);
+        let steps = self.decoder_num_inference_steps;
+        let decoder = self
+            .decoder_guidance()
+            .check()
+            .and_then(|()| self.decoder_sampler.sampler(&scheduler, steps));
+        of_stage("decoder", decoder)?;
+        let steps = self.super_res_num_inference_steps;
+        of_stage(
+            "upsampler",
+            self.super_res_sampler.sampler(super_res, steps),
+        )?;
+        Ok(())
+    }
+}
+
+/// Says which stage a refused request is of.
+fn of_stage<T>(stage: &str, outcome: Result<T>) -> Result<T> {
+    outcome.map_err(|error| match error {
+        Error::Request(reason) => Error::Request(format!("{stage}: {reason}")),
+        other => other,
+    })
+}
