@@ -197,6 +197,7 @@ pub struct Clip {
     pub vision_hidden_size: usize,
     pub vision_layers: usize,
     pub vision_heads: usize,
+    pub sam_rho: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -347,6 +348,14 @@ impl Config {
         self.common().stage
     }
 
+    /// How far from the weights a step's gradient is taken; see [`crate::step::Step::with_sharpness`].
+    pub fn sam_rho(&self) -> f64 {
+        match self {
+            Config::Clip(c) => c.sam_rho,
+            _ => 0.0,
+        }
+    }
+
     fn table(&self) -> Result<Table> {
         match self {
             Config::Clip(c) => Table::try_from(c),
@@ -424,6 +433,12 @@ fn resolve(stage: StageKind, file: Table, origin: &str, overrides: &[String]) ->
         StageKind::Upsampler => Config::Upsampler(typed(resolved, origin)?),
     };
     config.common().check()?;
+    let rho = config.sam_rho();
+    if !(rho >= 0.0 && rho.is_finite()) {
+        return Err(Error::usage(format!(
+            "sam_rho = {rho} must be a number from 0 (off) on"
+        )));
+    }
     Ok(config)
 }
 

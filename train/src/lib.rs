@@ -23,6 +23,7 @@ pub mod progress;
 pub mod record;
 pub mod sampling;
 pub mod schedule;
+mod sharpness;
 pub mod stages;
 pub mod step;
 pub mod trainer;

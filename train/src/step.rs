@@ -10,7 +10,7 @@ use tensor::ops::muon::{self, Matrix, Rates};
 use tensor::ops::optimizer::{self, AdamW, Arenas, Clipped, Portions, Run, clip_factor};
 
 use crate::config::{Common, Optimizer};
-use crate::{Error, Result};
+use crate::{Error, Result, sharpness};
 
 /// Everything that a step reads and writes, in arenas of one layout.
 pub struct Step {
@@ -23,6 +23,8 @@ pub struct Step {
     pub exp_avg_sq: Tensor,
     /// `None` only after an error.
     grads: Option<ParamGrads>,
+    /// Of one pass at the weights as they are, where gradients are taken elsewhere; `None` before the first.
+    local: Option<ParamGrads>,
     /// What AdamW updates.
     runs: Vec<Run>,
     /// What Muon updates; the first moment is its momentum.
@@ -68,14 +70,26 @@ struct Settings {
     muon_rate: f64,
     max_grad_norm: f64,
     ema_decay: f64,
+    /// How far from the weights the gradient is taken; see [`Step::with_sharpness`].
+    sam_rho: f64,
 }
 
 /// What a step gave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
+    /// At the weights as they were.
     pub loss: f64,
     /// Of the gradient, before it is clipped.
     pub norm: f64,
+}
+
+/// One forward and backward pass of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    pub micro_step: usize,
+    /// Whether it is the second pass of its micro-step, at weights moved by [`Step::with_sharpness`]. It draws what the
+    /// first drew.
+    pub moved: bool,
 }
 
 impl Step {
@@ -114,6 +128,7 @@ impl Step {
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             grads: None,
+            local: None,
             runs,
             on_gpu,
             matrices,
@@ -131,9 +146,18 @@ impl Step {
                 muon_rate: common.muon_learning_rate / common.learning_rate,
                 max_grad_norm: common.max_grad_norm,
                 ema_decay: common.ema_decay,
+                sam_rho: 0.0,
             },
             params,
         })
+    }
+
+    /// Takes each micro-step's gradient not at the weights but `rho` further along it, by a second pass
+    /// ([`sharpness::ascended`]); 0 is the gradient at the weights. Moving each micro-step by its own gradient is what Ramesh
+    /// et al. (2022, appendix C) do with their replicas.
+    pub fn with_sharpness(mut self, rho: f64) -> Step {
+        self.settings.sam_rho = rho;
+        self
     }
 
     /// The averaged weights as parameters. They share storage: drop them before the next step.
@@ -144,8 +168,8 @@ impl Step {
         )?)
     }
 
-    /// Takes step number `step` (from 0). `loss` is called for each micro-step with its tape, and may be called again
-    /// with the same to find where a number stopped being finite.
+    /// Takes step number `step` (from 0). `loss` is called for each pass with its tape, and may be called again with the
+    /// same to find where a number stopped being finite.
     ///
     /// # Errors
     /// If the loss or the gradient is not finite: names the first op and module that made it so. Weights are then as
@@ -154,7 +178,7 @@ impl Step {
         &mut self,
         step: u64,
         learning_rate: f64,
-        mut loss: impl FnMut(&Tape, usize) -> Result<Var>,
+        mut loss: impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Result<Outcome> {
         let outcome = match self.on_gpu {
             None => {
@@ -192,7 +216,7 @@ impl Step {
         &mut self,
         step: u64,
         learning_rate: f64,
-        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+        loss: &mut impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Result<Asked> {
         let device = self.params.device();
         let (warm, divergences, graph) = match &mut self.on_gpu {
@@ -227,7 +251,7 @@ impl Step {
         &mut self,
         step: u64,
         learning_rate: f64,
-        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+        loss: &mut impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Result<Asked> {
         let losses = self.differentiate(step, loss)?;
         let Settings {
@@ -254,7 +278,7 @@ impl Step {
     fn differentiate(
         &mut self,
         step: u64,
-        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+        loss: &mut impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Result<Vec<Tensor>> {
         (0..self.settings.micro_steps)
             .map(|micro| self.accumulate(step, micro, false, loss))
@@ -274,43 +298,59 @@ impl Step {
         self.settings.ema_decay.min(so_far)
     }
 
-    /// Adds one micro-step's gradients, and returns its loss.
+    /// Adds one micro-step's gradients, and returns its loss at the weights.
     fn accumulate(
         &mut self,
         step: u64,
-        micro: usize,
+        micro_step: usize,
         check_finite: bool,
-        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+        loss: &mut impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Result<Tensor> {
         let Settings {
             seed,
             micro_steps,
             batch,
+            sam_rho,
             ..
         } = self.settings;
-        let first = step * (micro_steps * batch) as u64 + (micro * batch) as u64;
+        let first = step * (micro_steps * batch) as u64 + (micro_step * batch) as u64;
         let counters = StepState {
             seed,
             // `Common::check` keeps both below 2^32.
             step: step as u32,
             first_sample: first as u32,
         };
-        let mut grads = match self.grads.take() {
-            Some(grads) => grads,
-            None => ParamGrads::new(&self.params),
+        // A pass adds its share of the gradient, and returns its loss.
+        let mut pass = |params: &Params, moved, share: f64, grads: ParamGrads| {
+            let mut t = Tape::training(params, counters);
+            if check_finite {
+                t = t.with_finite_checks();
+            }
+            let total = loss(&t, Pass { micro_step, moved })?;
+            let value = total.tensor().clone();
+            let seed = Tensor::full(value.shape(), share, value.dtype(), value.device());
+            let grads = t.backward_from(vec![(total, seed)], grads)?.into_params();
+            Ok::<_, Error>((value, grads))
         };
-        if micro == 0 {
+        let fresh =
+            |grads: Option<ParamGrads>| grads.unwrap_or_else(|| ParamGrads::new(&self.params));
+        let mut grads = fresh(self.grads.take());
+        if micro_step == 0 {
             grads.clear();
         }
-        let mut t = Tape::training(&self.params, counters);
-        if check_finite {
-            t = t.with_finite_checks();
+        let share = 1.0 / micro_steps as f64;
+        if sam_rho == 0.0 {
+            let (value, grads) = pass(&self.params, false, share, grads)?;
+            self.grads = Some(grads);
+            return Ok(value);
         }
-        let total = loss(&t, micro)?;
-        let value = total.tensor().clone();
-        let seed = 1.0 / micro_steps as f64;
-        let seed = Tensor::full(total.tensor().shape(), seed, total.dtype(), total.device());
-        self.grads = Some(t.backward_from(vec![(total, seed)], grads)?.into_params());
+        let mut local = fresh(self.local.take());
+        local.clear();
+        let (value, mut local) = pass(&self.params, false, 1.0, local)?;
+        let moved = sharpness::ascended(&self.params, local.finish()?, sam_rho)?;
+        self.local = Some(local);
+        let (_, grads) = pass(&moved, true, share, grads)?;
+        self.grads = Some(grads);
         Ok(value)
     }
 
@@ -355,7 +395,7 @@ impl Step {
         &mut self,
         step: u64,
         loss_value: f64,
-        loss: &mut impl FnMut(&Tape, usize) -> Result<Var>,
+        loss: &mut impl FnMut(&Tape, Pass) -> Result<Var>,
     ) -> Error {
         self.grads = None;
         let found = (0..self.settings.micro_steps)
@@ -423,4 +463,94 @@ fn runs(layout: &ParamLayout, others: &[Matrix]) -> Vec<Run> {
 /// Values read from a file as an arena of `device`, if there are as many as it needs.
 pub fn arena(values: &[f32], len: usize, device: Device) -> Option<Tensor> {
     (values.len() == len).then(|| Tensor::from_slice(values, [len], device))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use autograd::ops::mse;
+    use autograd::{DType, Init, ParamId, ParamsBuilder};
+
+    use super::*;
+    use crate::config::{Config, StageKind};
+
+    const RHO: f64 = 0.3;
+
+    fn common(micro_steps: usize) -> Common {
+        let keys = [
+            "optimizer=adamw".to_owned(),
+            format!("gradient_accumulation_steps={micro_steps}"),
+        ];
+        let config = Config::defaults(StageKind::Clip, &keys).unwrap();
+        config.common().clone()
+    }
+
+    /// Two vectors of two and three elements, in f64.
+    fn network() -> (Params, [ParamId; 2]) {
+        let mut layout = ParamLayout::default();
+        let mut p = ParamsBuilder::new(&mut layout);
+        let init = Init::Normal { std: 1.0 };
+        let ids = [2, 3].map(|n| p.declare(&format!("p{n}"), [n], init, Decay::Yes));
+        let params = Params::init(Arc::new(layout), 4, DType::F64, Device::Cpu).unwrap();
+        (params, ids)
+    }
+
+    /// Two micro-steps of ‖w − target‖²/n summed over two vectors: the gradient 2·(w − target)/n is known, so that of each
+    /// micro-step at w + ρ·g/‖g‖ is too.
+    #[test]
+    fn gradients_are_those_at_the_weights_moved_along_each_micro_steps_own() {
+        let (params, ids) = network();
+        let target = |micro: usize, i: usize, k: usize| (3 * micro + 2 * i + k) as f64 * 0.25 - 0.6;
+        let targets = |micro: usize| {
+            [2, 3].map(|n| {
+                let values: Vec<f64> = (0..n).map(|k| target(micro, n, k)).collect();
+                Tensor::from_f64(&values, [n], DType::F64, Device::Cpu)
+            })
+        };
+        let weights = ids.map(|id| params.get(id).unwrap().to_f64_vec().unwrap());
+        let gradient = |w: &[Vec<f64>; 2], micro: usize| -> [Vec<f64>; 2] {
+            w.clone().map(|w| {
+                let n = w.len();
+                let slope = |(k, w): (usize, &f64)| 2.0 * (w - target(micro, n, k)) / n as f64;
+                w.iter().enumerate().map(slope).collect()
+            })
+        };
+        let mut want = [vec![0.0; 2], vec![0.0; 3]];
+        for micro in 0..2 {
+            let g = gradient(&weights, micro);
+            let norm = g.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+            let mut moved = weights.clone();
+            for (w, g) in moved.iter_mut().flatten().zip(g.iter().flatten()) {
+                *w += RHO * g / norm;
+            }
+            for (want, g) in want
+                .iter_mut()
+                .flatten()
+                .zip(gradient(&moved, micro).iter().flatten())
+            {
+                *want += g / 2.0;
+            }
+        }
+        let mut asked = Vec::new();
+        let mut step = Step::new(params, &common(2)).unwrap().with_sharpness(RHO);
+        let before = step.params.arena().detach_copy().unwrap();
+        step.differentiate(0, &mut |t: &Tape, pass: Pass| {
+            asked.push((pass.micro_step, pass.moved));
+            let [a, b] = targets(pass.micro_step).map(|x| t.constant(x));
+            let a = mse::mse(t, &t.param(ids[0])?, &a, None)?;
+            let b = mse::mse(t, &t.param(ids[1])?, &b, None)?;
+            Ok(autograd::ops::binary::add(t, &a, &b)?)
+        })
+        .unwrap();
+        assert_eq!(asked, [(0, false), (0, true), (1, false), (1, true)]);
+        assert!(step.params.arena().bit_equal(&before));
+        let grads = step.grads.unwrap();
+        for (id, want) in ids.into_iter().zip(want) {
+            let got = grads.get(id).unwrap().to_f64_vec().unwrap();
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() < 1e-15, "{got} {want}");
+            }
+        }
+    }
 }

@@ -83,9 +83,10 @@ pub fn train(
 /// Seconds that one step of a stage takes on this machine, the median of a few steps that leave no trace but the model that
 /// later stages need to be timed.
 pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
-    fn time<S: Stage>(mut stage: S, common: &Common, interrupt: &Interrupt) -> Result<f64> {
+    fn time<S: Stage>(mut stage: S, config: &Config, interrupt: &Interrupt) -> Result<f64> {
+        let common = config.common();
         let params = Params::init(stage.layout().clone(), common.seed, DTYPE, Device::Cpu)?;
-        let mut training = Step::new(params, common)?;
+        let mut training = step_of(params, config)?;
         let batch = stage.batch()?;
         let mut seconds = Vec::new();
         for at in 0..TIMED_STEPS {
@@ -102,16 +103,19 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
         seconds.sort_by(f64::total_cmp);
         Ok(seconds[seconds.len() / 2])
     }
-    let common = config.common();
     match config {
-        Config::Clip(c) => time(Clip::new(c, 0)?, common, interrupt),
-        Config::Prior(c) => time(Prior::new(c, 0, Device::Cpu)?, common, interrupt),
-        Config::Decoder(c) => time(Decoder::new(c, 0, Device::Cpu)?, common, interrupt),
-        Config::Upsampler(c) => time(Upsampler::new(c, 0)?, common, interrupt),
+        Config::Clip(c) => time(Clip::new(c, 0)?, config, interrupt),
+        Config::Prior(c) => time(Prior::new(c, 0, Device::Cpu)?, config, interrupt),
+        Config::Decoder(c) => time(Decoder::new(c, 0, Device::Cpu)?, config, interrupt),
+        Config::Upsampler(c) => time(Upsampler::new(c, 0)?, config, interrupt),
     }
 }
 
 const TIMED_STEPS: u64 = 10;
+
+fn step_of(params: Params, config: &Config) -> Result<Step> {
+    Ok(Step::new(params, config.common())?.with_sharpness(config.sam_rho()))
+}
 
 /// Where a run's finished model lies.
 pub fn model_dir(run: &Path) -> PathBuf {
@@ -218,7 +222,7 @@ impl<'a> Run<'a> {
             None => {
                 let mut params = Params::init(stage.layout().clone(), seed, DTYPE, self.device)?;
                 stage.prepare(&mut params, true, interrupt)?;
-                Step::new(params, self.common)?
+                step_of(params, self.config)?
             }
         };
         let rate = self.common.learning_rate();
@@ -238,13 +242,14 @@ impl<'a> Run<'a> {
             }
             let waited = began.elapsed().as_secs_f64();
             let mut numbers = Vec::new();
-            let outcome = training.take(at, rate.at(at), |t: &Tape, micro| {
-                // A step may be taken again.
-                if micro == 0 {
-                    numbers.clear();
+            let outcome = training.take(at, rate.at(at), |t: &Tape, pass| {
+                let Loss { total, numbers: of } = stage.loss(t, &batches[pass.micro_step])?;
+                // What is shown is of the weights as they are.
+                if !pass.moved {
+                    // A step may be taken again.
+                    numbers.truncate(pass.micro_step);
+                    numbers.push(of);
                 }
-                let Loss { total, numbers: of } = stage.loss(t, &batches[micro])?;
-                numbers.push(of);
                 Ok(total)
             })?;
             let numbers = numbers
@@ -360,7 +365,7 @@ impl<'a> Run<'a> {
         }
         let mut params = stage.load(dir)?.to_device(self.device)?;
         stage.prepare(&mut params, false, interrupt)?;
-        let mut training = Step::new(params, self.common)?;
+        let mut training = step_of(params, self.config)?;
         let averaged = stage.load(&dir.join(AVERAGED))?.to_device(self.device)?;
         training.ema = averaged.arena().detach_copy()?;
         read_moments(&mut training, &dir.join(OPTIMIZER))?;

@@ -188,8 +188,8 @@ fn losses<S: Stage>(mut stage: S, settings: &Config, device: Device) -> Vec<f64>
         let batches = [stage.batch().unwrap(), stage.batch().unwrap()];
         let mut numbers = Vec::new();
         let outcome = training
-            .take(step, 1e-3, |t, micro| {
-                let loss = stage.loss(t, &batches[micro])?;
+            .take(step, 1e-3, |t, pass| {
+                let loss = stage.loss(t, &batches[pass.micro_step])?;
                 numbers.push(loss.numbers);
                 Ok(loss.total)
             })
@@ -229,15 +229,18 @@ fn every_stage_trains() {
 #[test]
 fn a_run_on_the_simulated_gpu_stops_and_goes_on_with_the_same_bits() {
     let root = prepared();
-    let train = |run: &str, steps: &str, resume: Resume| {
-        let mut keys = tiny(StageKind::Clip);
-        keys.extend(["checkpointing_steps=2", "logging_steps=1", steps]);
-        let settings = config(StageKind::Clip, root.path(), run, &keys);
-        trainer::train(&settings, &resume, gpu(), &Interrupt::default()).unwrap()
-    };
-    let whole = train("whole", "max_train_steps=4", Resume::No);
-    train("parts", "max_train_steps=2", Resume::No);
-    let parts = train("parts", "max_train_steps=4", Resume::Latest);
-    let read = |model: &Path| std::fs::read(model.join("clip/model.safetensors")).unwrap();
-    assert!(read(&whole) == read(&parts));
+    for sharpness in ["sam_rho=0", "sam_rho=0.05"] {
+        let train = |run: &str, steps: &str, resume: Resume| {
+            let run = format!("{sharpness}-{run}");
+            let mut keys = tiny(StageKind::Clip);
+            keys.extend(["checkpointing_steps=2", "logging_steps=1", steps, sharpness]);
+            let settings = config(StageKind::Clip, root.path(), &run, &keys);
+            trainer::train(&settings, &resume, gpu(), &Interrupt::default()).unwrap()
+        };
+        let whole = train("whole", "max_train_steps=4", Resume::No);
+        train("parts", "max_train_steps=2", Resume::No);
+        let parts = train("parts", "max_train_steps=4", Resume::Latest);
+        let read = |model: &Path| std::fs::read(model.join("clip/model.safetensors")).unwrap();
+        assert!(read(&whole) == read(&parts), "{sharpness}");
+    }
 }

@@ -127,19 +127,22 @@ fn every_stage_learns_one_batch_by_heart() {
 #[test]
 fn resume_is_bit_equal_over_ten_steps() {
     let root = prepared();
-    for stage in StageKind::ALL {
+    let variants = StageKind::ALL.map(|stage| (stage, "plain", &[][..]));
+    // What stages can do beyond their defaults.
+    let more = [(StageKind::Clip, "sam", &["sam_rho=0.05"][..])];
+    for (stage, variant, keys) in variants.into_iter().chain(more) {
         let train = |run: &str, steps: &str, resume: Resume| {
             let steps = format!("max_train_steps={steps}");
             // A constant rate: the cosine would depend on where a run is told to end.
-            let keys = [
+            let common = [
                 steps.as_str(),
                 "lr_scheduler=constant",
                 "gradient_accumulation_steps=2",
             ];
-            let config = config(stage, root.path(), run, &keys);
+            let config = config(stage, root.path(), run, &[&common, keys].concat());
             trainer::train(&config, &resume, Device::Cpu, &Interrupt::default()).unwrap()
         };
-        let (whole, parts) = (format!("{stage}-whole"), format!("{stage}-parts"));
+        let [whole, parts] = ["whole", "parts"].map(|run| format!("{stage}-{variant}-{run}"));
         train(&whole, "15", Resume::No);
         train(&parts, "5", Resume::No);
         train(&parts, "15", Resume::Latest);
@@ -149,7 +152,8 @@ fn resume_is_bit_equal_over_ten_steps() {
         assert_eq!(names, files::walk(&b).unwrap());
         for name in names {
             let read = |dir: &Path| std::fs::read(dir.join(&name)).unwrap();
-            assert!(read(&a) == read(&b), "{stage}: {} differs", name.display());
+            let differs = format!("{stage}, {variant}: {} differs", name.display());
+            assert!(read(&a) == read(&b), "{differs}");
         }
     }
 }
