@@ -10,7 +10,7 @@ mod sample;
 
 pub use known::{Known, Region};
 pub use noise::{GivenNoise, Latent, Noise, SeededNoise};
-pub use options::Options;
+pub use options::{Options, PriorVariance};
 
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use models::diffusion::{Prediction, SchedulerConfig};
 use models::pipeline::Pipeline;
 use models::tokenizer::Tokenizer;
 use models::weights::{self, Precision};
-use models::{Loaded, Model, declare};
+use models::{Folder, Loaded, Model, declare};
 
 use crate::config::Config;
 use crate::sampling::Sampling;
@@ -43,13 +43,20 @@ pub fn assemble(
     let clip: Loaded<CLIPModel> = weights::load(&clip_dir.join("clip"), DTYPE, Device::Cpu)?;
     let tokenizer = Tokenizer::from_dir(&clip_dir.join("tokenizer"))
         .map_err(|e| Error::failure(e.to_string()))?;
+    let prior = Folder::from(&model_dir(runs.prior));
+    // Runs of older versions have none of their own.
+    let prior_scheduler = prior.join("prior_scheduler");
+    let prior_scheduler = match prior.has("prior_scheduler") {
+        true => weights::load_scheduler(&prior_scheduler)?,
+        false => SchedulerConfig::prior(),
+    };
     let decoder = model_dir(runs.decoder);
     let super_res = model_dir(runs.upsampler).join("upsampler");
     let pipeline = Pipeline {
         tokenizer,
         text_encoder: text_encoder(&clip)?,
-        prior: weights::load(&model_dir(runs.prior).join("prior"), DTYPE, Device::Cpu)?,
-        prior_scheduler: SchedulerConfig::prior(),
+        prior: weights::load(prior.join("prior"), DTYPE, Device::Cpu)?,
+        prior_scheduler,
         text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
         decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,
         decoder_scheduler: SchedulerConfig {

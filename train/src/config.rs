@@ -210,6 +210,7 @@ pub struct Prior {
     pub attention_head_dim: usize,
     pub text_drop: f64,
     pub whitening_samples: usize,
+    pub variance_samples: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

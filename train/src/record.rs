@@ -136,5 +136,9 @@ pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
     ];
     let parts = parts.map(|params| params.arena().as_slice::<f32>());
     let parts = parts.into_iter().collect::<tensor::Result<Vec<_>>>()?;
-    Ok(short_hash(parts.into_iter().map(bytemuck::cast_slice)))
+    let parts = parts.into_iter().map(bytemuck::cast_slice);
+    let variance = pipeline.prior_scheduler.analytic_variance.iter();
+    Ok(short_hash(parts.chain(
+        variance.map(|v| bytemuck::cast_slice(v.x0_error())),
+    )))
 }

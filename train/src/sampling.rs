@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use models::Folder;
 use models::diffusion::SamplerKind;
-use models::pipeline::{Generated, Given, Noise, OnProgress, Options, Pipeline, Progress as Step};
+use models::pipeline::{
+    Generated, Given, Noise, OnProgress, Options, Pipeline, PriorVariance, Progress as Step,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
@@ -49,6 +51,16 @@ impl SamplerName {
             SamplerName::Heun => "Heun",
         }
     }
+}
+
+/// The variance of the prior's ancestral steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum VarianceName {
+    /// That of the posterior.
+    Fixed,
+    /// The best one for the data, if it was measured when the prior was trained.
+    Analytic,
 }
 
 /// A part of the time from 0, clean, to 1, noise; on the command line as `0.2,0.8`.
@@ -145,6 +157,8 @@ settings! {
     decoder_eta: f64 = 0.0,
     /// Noise that the upsampler's ddim adds in its steps: 0 none, 1 as much as ancestral.
     super_res_eta: f64 = 0.0,
+    /// The variance of the prior's ancestral steps.
+    prior_variance: VarianceName = VarianceName::Fixed,
     /// Image embeddings that the prior draws, of which the one nearest to the prompt is used.
     prior_candidates: usize = 2,
 }
@@ -180,6 +194,12 @@ impl Sampling {
                 )));
             }
         }
+        let analytic = self.prior_variance == VarianceName::Analytic;
+        if analytic && self.prior_sampler != SamplerName::Ancestral {
+            return Err(Error::usage(
+                "prior_variance = analytic is for the sampler ancestral, prior_sampler is another: change one of the two",
+            ));
+        }
         Ok(pipeline.check(&self.options())?)
     }
 
@@ -199,6 +219,10 @@ impl Sampling {
             prior_sampler: self.prior_sampler.kind(self.prior_eta),
             decoder_sampler: self.decoder_sampler.kind(self.decoder_eta),
             super_res_sampler: self.super_res_sampler.kind(self.super_res_eta),
+            prior_variance: match self.prior_variance {
+                VarianceName::Fixed => PriorVariance::Fixed,
+                VarianceName::Analytic => PriorVariance::Analytic,
+            },
             prior_candidates: self.prior_candidates,
         }
     }

@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
             }
         }
         drop(progress);
-        self.finish(&stage, &training)
+        self.finish(&stage, &training, interrupt)
     }
 
     fn interrupted(&self, signal: i32, at: u64) -> Error {
@@ -374,9 +374,18 @@ impl<'a> Run<'a> {
     }
 
     /// Puts the averaged weights where the next stage looks for them.
-    fn finish<S: Stage>(&self, stage: &S, training: &Step) -> Result<PathBuf> {
+    fn finish<S: Stage>(
+        &self,
+        stage: &S,
+        training: &Step,
+        interrupt: &Interrupt,
+    ) -> Result<PathBuf> {
         let target = model_dir(&self.dir);
-        files::replace_dir(&target, |dir| stage.save(&training.averaged()?, dir))?;
+        let averaged = training.averaged()?;
+        files::replace_dir(&target, |dir| {
+            stage.save(&averaged, dir)?;
+            stage.conclude(&averaged, dir, interrupt)
+        })?;
         Ok(target)
     }
 }

@@ -14,7 +14,8 @@ pub use loss::{
     uniform_timesteps,
 };
 pub use sampler::{
-    Ancestral, Ddim, Denoised, DpmSolver, Heun, Inversion, Sampler, SamplerKind, respaced,
+    AnalyticVariance, Ancestral, Ddim, Denoised, DpmSolver, Heun, Inversion, Sampler, SamplerKind,
+    respaced,
 };
 pub use schedule::{BetaSchedule, Posterior, Prediction, Schedule};
 pub use scheduler::{SchedulerConfig, VarianceType};

@@ -1,8 +1,10 @@
 //! What a stage was trained with, as diffusers writes it beside the weights: the start of every sampler.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::{BetaSchedule, Prediction, Schedule};
+use super::{AnalyticVariance, BetaSchedule, Prediction, Schedule};
 use crate::config::{Checks, Extra};
 
 /// The variance of an ancestral step; the names are diffusers'.
@@ -33,6 +35,9 @@ pub struct SchedulerConfig {
     /// clipped to it. diffusers has it in its other schedulers, under this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dynamic_thresholding_ratio: Option<f64>,
+    /// What ancestral steps take in place of [`VarianceType::FixedSmallLog`]; kept in a file of its own.
+    #[serde(skip)]
+    pub analytic_variance: Option<Arc<AnalyticVariance>>,
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -52,6 +57,7 @@ impl Default for SchedulerConfig {
             beta_schedule: BetaSchedule::Cosine,
             rescale_betas_zero_snr: false,
             dynamic_thresholding_ratio: None,
+            analytic_variance: None,
             extra: Extra::new(),
         }
     }
@@ -89,6 +95,13 @@ impl SchedulerConfig {
         if let Some(ratio) = self.dynamic_thresholding_ratio {
             checks.require(ratio > 0.0 && ratio <= 1.0, || {
                 format!("dynamic_thresholding_ratio must be above 0 and at most 1, it is {ratio}")
+            })?;
+        }
+        if let Some(variance) = &self.analytic_variance {
+            variance.check(self.num_train_timesteps)?;
+            checks.require(self.variance_type == VarianceType::FixedSmallLog, || {
+                "an analytic variance takes the place of fixed_small_log, variance_type is another"
+                    .into()
             })?;
         }
         if self.rescale_betas_zero_snr {

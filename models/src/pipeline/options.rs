@@ -3,6 +3,16 @@
 use crate::diffusion::{Guidance, SamplerKind, SchedulerConfig};
 use crate::{Error, Result};
 
+/// The variance of the prior's ancestral steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PriorVariance {
+    /// That of the posterior, as the scheduler says.
+    #[default]
+    Fixed,
+    /// The best one for the data; see [`crate::diffusion::AnalyticVariance`].
+    Analytic,
+}
+
 /// What a picture is made with; the names are those of diffusers' pipeline, where it has them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
@@ -24,6 +34,7 @@ pub struct Options {
     pub prior_sampler: SamplerKind,
     pub decoder_sampler: SamplerKind,
     pub super_res_sampler: SamplerKind,
+    pub prior_variance: PriorVariance,
     /// Image embeddings drawn for each picture, of which the one closest to the text's is kept.
     pub prior_candidates: usize,
 }
@@ -44,6 +55,7 @@ impl Default for Options {
             prior_sampler: SamplerKind::Ancestral,
             decoder_sampler: SamplerKind::Ancestral,
             super_res_sampler: SamplerKind::Ancestral,
+            prior_variance: PriorVariance::Fixed,
             prior_candidates: 2,
         }
     }
@@ -80,6 +92,15 @@ impl Options {
         ]
     }
 
+    /// The prior's scheduler with the variance that is asked for.
+    pub fn prior_scheduler(&self, own: &SchedulerConfig) -> SchedulerConfig {
+        let mut scheduler = own.clone();
+        if self.prior_variance == PriorVariance::Fixed {
+            scheduler.analytic_variance = None;
+        }
+        scheduler
+    }
+
     /// The decoder's scheduler with the thresholding that is asked for.
     pub fn decoder_scheduler(&self, own: &SchedulerConfig) -> SchedulerConfig {
         let ratio = self.decoder_dynamic_thresholding_ratio;
@@ -104,10 +125,18 @@ impl Options {
                 "prior: at least 1 candidate has to be drawn".into(),
             ));
         }
-        let prior = self.prior_guidance().check().and_then(|()| {
-            self.prior_sampler
-                .sampler(prior, self.prior_num_inference_steps)
-        });
+        if self.prior_variance == PriorVariance::Analytic && prior.analytic_variance.is_none() {
+            return Err(Error::Request(
+                "prior: this model has no analytic variance: ask for the fixed one, or train a prior with variance_samples above 0"
+                    .into(),
+            ));
+        }
+        let scheduler = self.prior_scheduler(prior);
+        let steps = self.prior_num_inference_steps;
+        let prior = self
+            .prior_guidance()
+            .check()
+            .and_then(|()| self.prior_sampler.sampler(&scheduler, steps));
         of_stage("prior", prior)?;
         if let Some(ratio) = self.decoder_dynamic_thresholding_ratio
             && !(ratio > 0.0 && ratio <= 1.0)

@@ -204,13 +204,14 @@ impl Pipeline {
             both.guide(output.tensor(), timestep, d)
         };
         let whitening = model.whitening(params)?;
+        let scheduler = options.prior_scheduler(&self.prior_scheduler);
         let mut best: Option<(Vec<f64>, Vec<f64>)> = None; // cosines [n], embeddings [n, d]
         for candidate in 0..options.prior_candidates.max(1) {
             let mut run = Run {
                 stage: Stage::Prior { candidate },
                 sampler: options
                     .prior_sampler
-                    .sampler(&self.prior_scheduler, options.prior_num_inference_steps)?,
+                    .sampler(&scheduler, options.prior_num_inference_steps)?,
                 noise,
                 kept: None,
             };

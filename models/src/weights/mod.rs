@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use tensor::Tensor;
 
 use self::file::{Source, WeightFile, pickle};
-use crate::diffusion::SchedulerConfig;
+use crate::diffusion::{AnalyticVariance, SchedulerConfig};
 use crate::folder::Folder;
 use crate::model::{Class, Library, Loaded, Model, declare};
 use crate::{Error, Result};
@@ -329,7 +329,7 @@ fn atomically(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Resul
     outcome.map_err(Error::write(path))
 }
 
-/// Reads `scheduler_config.json` of a directory.
+/// Reads `scheduler_config.json` of a directory, and the analytic variance beside it, if there is one.
 pub fn load_scheduler(dir: &Folder) -> Result<SchedulerConfig> {
     let mut fields = load_object(dir, SCHEDULER)?;
     let path = dir.path(SCHEDULER);
@@ -341,18 +341,22 @@ pub fn load_scheduler(dir: &Folder) -> Result<SchedulerConfig> {
     if let Some(fields) = fields.as_object_mut() {
         fields.retain(|name, _| !name.starts_with('_'));
     }
-    let config: SchedulerConfig = parse(fields, path)?;
+    let mut config: SchedulerConfig = parse(fields, path)?;
+    config.analytic_variance = AnalyticVariance::load(dir)?.map(Arc::new);
     config.check()?;
     Ok(config)
 }
 
-/// Writes `scheduler_config.json` into a directory.
+/// Writes what [`load_scheduler`] reads.
 pub fn save_scheduler(dir: &Path, config: &SchedulerConfig) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::write(dir))?;
     let path = dir.join(SCHEDULER);
     let mut fields = to_object(config, &path)?;
     fields.insert("_class_name".into(), json!(SchedulerConfig::CLASS));
     fields.insert("_diffusers_version".into(), json!(DIFFUSERS_VERSION));
+    if let Some(variance) = &config.analytic_variance {
+        variance.save(dir)?;
+    }
     save_json(&path, &Value::Object(fields))
 }
 

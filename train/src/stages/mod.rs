@@ -69,6 +69,11 @@ pub trait Stage {
     /// Reads what [`Stage::save`] wrote.
     fn load(&self, dir: &Path) -> Result<Params>;
 
+    /// Measures what is kept beside the weights of the finished network, which `dir` holds.
+    fn conclude(&self, _params: &Params, _dir: &Path, _interrupt: &Interrupt) -> Result<()> {
+        Ok(())
+    }
+
     /// Pictures that show what the network can do by now, if it makes any.
     fn samples(&self, params: &Params, interrupt: &Interrupt) -> Result<Option<Picture>>;
 }

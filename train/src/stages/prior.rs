@@ -4,20 +4,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use autograd::ops::randn;
-use autograd::{Device, ParamLayout, Params, Tape, Tensor};
-use models::declare;
+use autograd::{Device, Draw, ParamLayout, Params, Tape, Tensor, Var};
 use models::diffusion::{
-    Prediction, Schedule, SchedulerConfig, add_noise, timesteps, uniform_timesteps,
+    AnalyticVariance, Prediction, Schedule, SchedulerConfig, add_noise, timesteps,
+    uniform_timesteps,
 };
 use models::prior::{PriorConfig, PriorInputs, PriorTransformer, Whitening};
+use models::{declare, weights};
 
-use super::frozen::{FrozenClip, ImageEmbeddings};
+use super::frozen::{FrozenClip, ImageEmbeddings, Texts};
 use super::{
     DTYPE, Loss, Stage, denoising, draw, given, kept, load_component, save_component, source,
 };
 use crate::data::{self, Dataset, Loader};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
+use crate::progress::Progress;
 use crate::{Result, config};
 
 pub struct Prior {
@@ -71,6 +73,60 @@ impl Prior {
             None => self.clip.images(&batch.images, self.dataset.size()),
         }
     }
+
+    /// The clean, whitened embeddings that the network sees in noisy ones.
+    ///
+    /// # Shapes
+    /// noisy [n, d], n time steps, n texts → [n, d]
+    fn predict(&self, t: &Tape, noisy: &Var, at: &[usize], texts: &Texts) -> Result<Var> {
+        let inputs = PriorInputs {
+            hidden_states: noisy,
+            timestep: &t.constant(timesteps(at, DTYPE, noisy.device())),
+            proj_embedding: &given(t, &texts.embeds)?,
+            encoder_hidden_states: &given(t, &texts.states)?,
+            attention_mask: Some(&texts.mask.to_device(t.device())?),
+        };
+        Ok(self.model.forward(t, inputs)?)
+    }
+
+    /// Measured on the first pictures of the stage's stream, if any are asked for.
+    fn analytic_variance(
+        &self,
+        params: &Params,
+        interrupt: &Interrupt,
+    ) -> Result<Option<AnalyticVariance>> {
+        let samples = (self.config.variance_samples as u64).min(self.dataset.len());
+        if samples == 0 {
+            return Ok(None);
+        }
+        let common = &self.config.common;
+        let tokenizer = Some(self.clip.tokenizer());
+        let batch = source::preview(common, &self.dataset, tokenizer, samples as usize)?;
+        let texts = self.clip.texts(&batch.token_ids)?;
+        let x0 = self
+            .model
+            .whitening(params)?
+            .whiten(&self.embeddings(&batch)?)?; // [n, d]
+        let x0 = x0.to_device(params.device())?;
+        let scheduler = SchedulerConfig::prior();
+        let mut progress = Progress::new("variance", scheduler.num_train_timesteps as u64, 0);
+        let noise = |at: usize| {
+            let mut z = Tensor::uninit(x0.shape(), DTYPE, Device::Cpu);
+            let draw = Draw::named(common.seed, "prior.variance", at as u32);
+            tensor::ops::random::fill_normal(&mut z, &draw, 1.0)?;
+            Ok(z)
+        };
+        let predict = |at: usize, noisy: &Tensor| {
+            interrupt.check()?;
+            let t = Tape::inference(Some(params));
+            let noisy = t.constant(noisy.clone());
+            let seen = self.predict(&t, &noisy, &vec![at; samples as usize], &texts)?;
+            progress.count(at as u64 + 1);
+            Ok(seen.tensor().clone())
+        };
+        let measured: Result<_> = AnalyticVariance::measure(&scheduler, &x0, noise, predict);
+        Ok(Some(measured?))
+    }
 }
 
 impl Stage for Prior {
@@ -116,16 +172,7 @@ impl Stage for Prior {
         let x0 = given(t, &batch.embeddings)?; // [n, d]
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, d]
         let noisy = add_noise(t, &self.schedule, &x0, &noise, &at)?; // [n, d]
-        let output = self.model.forward(
-            t,
-            PriorInputs {
-                hidden_states: &noisy,
-                timestep: &t.constant(timesteps(&at, DTYPE, x0.device())),
-                proj_embedding: &given(t, &texts.embeds)?,
-                encoder_hidden_states: &given(t, &texts.states)?,
-                attention_mask: Some(&texts.mask.to_device(t.device())?),
-            },
-        )?; // [n, d]
+        let output = self.predict(t, &noisy, &at, &texts)?; // [n, d]
         denoising(
             t,
             &self.schedule,
@@ -143,6 +190,17 @@ impl Stage for Prior {
 
     fn load(&self, dir: &Path) -> Result<Params> {
         load_component::<PriorTransformer>(&dir.join("prior"), self.layout.clone())
+    }
+
+    fn conclude(&self, params: &Params, dir: &Path, interrupt: &Interrupt) -> Result<()> {
+        let scheduler = SchedulerConfig {
+            analytic_variance: self.analytic_variance(params, interrupt)?.map(Arc::new),
+            ..SchedulerConfig::prior()
+        };
+        Ok(weights::save_scheduler(
+            &dir.join("prior_scheduler"),
+            &scheduler,
+        )?)
     }
 
     fn samples(&self, _: &Params, _: &Interrupt) -> Result<Option<Picture>> {

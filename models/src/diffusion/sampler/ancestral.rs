@@ -1,15 +1,19 @@
 //! Ancestral sampling.
 
+use std::sync::Arc;
+
 use tensor::{Check, Result, Tensor};
 
-use super::{Denoised, Sampler, Stage, drawn, respaced};
+use super::{AnalyticVariance, Denoised, Sampler, Stage, drawn, respaced};
 use crate::diffusion::{SchedulerConfig, VarianceType};
 
 /// diffusers' `UnCLIPScheduler`: each step draws from the posterior of a respaced chain (Ho et al., 2020, algorithm 2;
-/// for the learned variance Nichol and Dhariwal, 2021, equation 15).
+/// for the learned variance Nichol and Dhariwal, 2021, equation 15; for the analytic one [`AnalyticVariance`]).
 pub struct Ancestral {
     stage: Stage,
     variance: VarianceType,
+    /// In place of the fixed one.
+    analytic: Option<Arc<AnalyticVariance>>,
 }
 
 impl Ancestral {
@@ -17,6 +21,7 @@ impl Ancestral {
         Ancestral {
             stage: Stage::new(config, respaced(config.num_train_timesteps, steps)),
             variance: config.variance_type,
+            analytic: config.analytic_variance.clone(),
         }
     }
 }
@@ -35,10 +40,8 @@ impl Sampler for Ancestral {
     ) -> Result<Denoised> {
         let read = self.stage.read(index, output, sample)?;
         let next = self.stage.next(index);
-        let posterior = self
-            .stage
-            .schedule
-            .posterior(self.stage.timesteps[index], next);
+        let (schedule, t) = (&self.stage.schedule, self.stage.timesteps[index]);
+        let posterior = schedule.posterior(t, next);
         let mut x: Vec<f64> = read
             .x0
             .iter()
@@ -50,7 +53,10 @@ impl Sampler for Ancestral {
             let smallest = posterior.variance.max(1e-20).ln();
             match (self.variance, &read.variance) {
                 (VarianceType::FixedSmallLog, _) => {
-                    let std = (0.5 * smallest).exp();
+                    let std = match &self.analytic {
+                        Some(analytic) => analytic.of_step(schedule, t, &posterior).sqrt(),
+                        None => (0.5 * smallest).exp(),
+                    };
                     x.iter_mut().zip(&z).for_each(|(x, z)| *x += std * z);
                 }
                 (VarianceType::LearnedRange, Some(variance)) => {

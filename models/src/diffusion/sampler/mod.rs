@@ -1,5 +1,6 @@
 //! Samplers: from a network's outputs to the next, less noisy sample. They compute in f64 whatever the dtype.
 
+mod analytic;
 mod ancestral;
 mod ddim;
 mod dpm_solver;
@@ -8,6 +9,7 @@ mod inversion;
 #[cfg(test)]
 mod tests;
 
+pub use analytic::AnalyticVariance;
 pub use ancestral::Ancestral;
 pub use ddim::Ddim;
 pub use dpm_solver::DpmSolver;
