@@ -101,8 +101,6 @@ fn what_is_not_understood_is_refused_with_a_suggestion() {
         minutes.contains("--minutes must be above zero"),
         "{minutes}"
     );
-    let model = refused(&unclip(dir.path(), &["generate", "-p", "a red circle"]), 2);
-    assert!(model.contains("run `unclip demo` first"), "{model}");
     let nowhere = ["generate", "-p", "a red circle", "--model", "nowhere"];
     let model = refused(&unclip(dir.path(), &nowhere), 2);
     assert!(model.contains("nowhere is neither a demo run"), "{model}");

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use autograd::{DType, Device, FileLayout, ParamId, ParamInfo, ParamLayout, Params};
 use half::{bf16, f16};
-use kernels::map::{MappedFile, map_file};
+use kernels::map::map_file;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tensor::{Shape, Tensor};
 
+use crate::folder::{Contents, Folder};
 use crate::{Error, Result};
 
 /// Where a parameter lies in a file.
@@ -78,7 +79,7 @@ impl Source {
 #[derive(Debug)]
 pub(crate) struct WeightFile {
     path: PathBuf,
-    bytes: MappedFile,
+    bytes: Contents,
 }
 
 /// How a pickle and a zip archive of pickles begin: what `torch.save` writes.
@@ -89,6 +90,20 @@ impl WeightFile {
     /// If the file cannot be read, or is a pickle.
     pub fn open(path: PathBuf) -> Result<WeightFile> {
         let bytes = map_file(&path).map_err(Error::read(&path))?;
+        WeightFile::new(path, Contents::Mapped(bytes))
+    }
+
+    /// The file `name` of a folder.
+    ///
+    /// # Errors
+    /// As [`WeightFile::open`].
+    pub fn of(dir: &Folder, name: &str) -> Result<WeightFile> {
+        let path = dir.path(name);
+        let bytes = dir.map(name).map_err(Error::read(&path))?;
+        WeightFile::new(path, bytes)
+    }
+
+    fn new(path: PathBuf, bytes: Contents) -> Result<WeightFile> {
         // The length of a safetensors header can begin with the same bytes; what follows it cannot be mistaken.
         let has_header = bytes.get(8) == Some(&b'{');
         if !has_header && PICKLES.iter().any(|start| bytes.starts_with(start)) {

@@ -155,7 +155,7 @@ pub fn load_params(
     dtype: DType,
     device: Device,
 ) -> Result<Params> {
-    let file = WeightFile::open(dir.path(file))?;
+    let file = WeightFile::of(dir, file)?;
     let mut tensors = file.tensors()?;
     // A constant counter that older transformers saved beside the weights.
     tensors.ignore(|name| name.ends_with("embeddings.position_ids"));

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// model; the table is printed and written as JSON.
 #[derive(clap::Args)]
 pub struct Eval {
-    /// A demo run or a model directory [default: the demo's].
+    /// A demo run or a model directory [default: the weights that the program carries].
     run: Option<PathBuf>,
     /// Prompts of each kind (seen or held out, one or two objects); twice as many for one object.
     #[arg(long, default_value_t = 100)]

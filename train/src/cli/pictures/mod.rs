@@ -34,7 +34,7 @@ pub struct PictureFlags {
     /// The noise is a function of it [default: 0].
     #[arg(short, long)]
     seed: Option<u64>,
-    /// A demo run, or a model directory in diffusers' layout [default: the demo's].
+    /// A demo run, or a model directory in diffusers' layout [default: the weights that the program carries].
     #[arg(short, long)]
     model: Option<PathBuf>,
     /// The picture's file; several get -1, -2, … before the extension.
