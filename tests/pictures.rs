@@ -96,7 +96,7 @@ fn workspace() -> tempfile::TempDir {
     let pipeline = Pipeline {
         tokenizer,
         text_encoder: tiny::<CLIPTextModelWithProjection>(&text),
-        prior: tiny::<PriorTransformer>(&prior),
+        prior: tiny::<PriorTransformer>(&prior).into(),
         prior_scheduler: SchedulerConfig::prior(),
         text_proj: tiny::<UnCLIPTextProjModel>(&text_proj),
         decoder: tiny::<UNet2DConditionModel>(&decoder),

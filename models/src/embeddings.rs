@@ -96,7 +96,13 @@ fn by_rows(
     Ok(Tensor::from_f64(&out, a.shape(), a.dtype(), a.device()))
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// Of two directions, as CLIP compares; 0 where one is none.
+pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let norms = length(a) * length(b);
+    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
+}
+
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

@@ -21,7 +21,7 @@ use crate::clip::CLIPTextModelWithProjection;
 use crate::diffusion::SchedulerConfig;
 use crate::folder::Folder;
 use crate::model::{Loaded, Model};
-use crate::prior::PriorTransformer;
+use crate::prior::{AutoregressivePrior, Prior, PriorTransformer};
 use crate::text_proj::UnCLIPTextProjModel;
 use crate::tokenizer::Tokenizer;
 use crate::unet::{UNet2DConditionModel, UNet2DModel};
@@ -136,7 +136,7 @@ pub struct TextConditioning {
 pub struct Pipeline {
     pub tokenizer: Tokenizer,
     pub text_encoder: Loaded<CLIPTextModelWithProjection>,
-    pub prior: Loaded<PriorTransformer>,
+    pub prior: Prior,
     pub prior_scheduler: SchedulerConfig,
     pub text_proj: Loaded<UnCLIPTextProjModel>,
     pub decoder: Loaded<UNet2DConditionModel>,
@@ -170,7 +170,7 @@ impl Pipeline {
             tokenizer: Tokenizer::from_dir(dir.join("tokenizer"))
                 .map_err(|e| Error::Request(e.to_string()))?,
             text_encoder: weights::load(dir.join("text_encoder"), dtype, device)?,
-            prior: weights::load(dir.join("prior"), dtype, device)?,
+            prior: load_prior(dir.join("prior"), dtype, device)?,
             prior_scheduler: scheduler("prior_scheduler")?,
             text_proj: weights::load(dir.join("text_proj"), dtype, device)?,
             decoder: weights::load(dir.join("decoder"), dtype, device)?,
@@ -197,7 +197,10 @@ impl Pipeline {
             .save(&tokenizer)
             .map_err(|e| Error::Request(e.to_string()))?;
         component(dir, "text_encoder", &self.text_encoder, precision)?;
-        component(dir, "prior", &self.prior, precision)?;
+        match &self.prior {
+            Prior::Diffusion(prior) => component(dir, "prior", prior, precision)?,
+            Prior::Autoregressive(prior) => component(dir, "prior", prior, precision)?,
+        }
         component(dir, "text_proj", &self.text_proj, precision)?;
         component(dir, "decoder", &self.decoder, precision)?;
         component(dir, "super_res_first", &self.super_res_first, precision)?;
@@ -205,19 +208,33 @@ impl Pipeline {
         weights::save_scheduler(&dir.join("prior_scheduler"), &self.prior_scheduler)?;
         weights::save_scheduler(&dir.join("decoder_scheduler"), &self.decoder_scheduler)?;
         weights::save_scheduler(&dir.join("super_res_scheduler"), &self.super_res_scheduler)?;
-        save_model_index(dir)
+        save_model_index(dir, &self.prior)
+    }
+}
+
+/// Reads either prior: its configuration says which.
+pub fn load_prior(dir: Folder, dtype: DType, device: Device) -> Result<Prior> {
+    match weights::class_of(&dir)?.as_str() {
+        class if class == AutoregressivePrior::CLASS.name => {
+            Ok(weights::load::<AutoregressivePrior>(dir, dtype, device)?.into())
+        }
+        _ => Ok(weights::load::<PriorTransformer>(dir, dtype, device)?.into()),
     }
 }
 
 /// Writes `model_index.json`: what diffusers' pipeline class finds its components by.
-pub fn save_model_index(dir: &Path) -> Result<()> {
+fn save_model_index(dir: &Path, prior: &Prior) -> Result<()> {
     let (diffusers, transformers) = ("diffusers", "transformers");
+    let prior = match prior {
+        Prior::Diffusion(_) => [diffusers, PriorTransformer::CLASS.name],
+        Prior::Autoregressive(_) => ["unclip", AutoregressivePrior::CLASS.name],
+    };
     let index: Value = json!({
         "_class_name": PIPELINE_CLASS,
         "_diffusers_version": weights::DIFFUSERS_VERSION,
         "decoder": [diffusers, UNet2DConditionModel::CLASS.name],
         "decoder_scheduler": [diffusers, SchedulerConfig::CLASS],
-        "prior": [diffusers, PriorTransformer::CLASS.name],
+        "prior": prior,
         "prior_scheduler": [diffusers, SchedulerConfig::CLASS],
         "super_res_first": [diffusers, UNet2DModel::CLASS.name],
         "super_res_last": [diffusers, UNet2DModel::CLASS.name],

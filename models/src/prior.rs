@@ -4,19 +4,55 @@
 //! noisy image embedding and a learned query, and predicts the clean image embedding at the query. Image embeddings
 //! are whitened: their mean is subtracted and each component divided by its deviation.
 
-use autograd::ops::attention::{self, Attention};
-use autograd::ops::matmul::Activation;
-use autograd::ops::{binary, concat, dropout, reshape, split, timestep_embedding};
+mod autoregressive;
+mod block;
+mod codes;
+mod draw;
+
+pub use autoregressive::{AutoregressivePrior, AutoregressivePriorConfig};
+pub use codes::Codes;
+pub use draw::CodeSampling;
+
+use autograd::ops::{binary, concat, reshape, split, timestep_embedding};
 use autograd::{Decay, Init, ParamId, Params, ParamsBuilder, Tape, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tensor::Check;
 
+use self::block::{BlockConfig, TransformerBlock};
 use crate::Result;
 use crate::config::{Checks, Extra};
-use crate::model::{Class, Library, Model};
+use crate::model::{Class, Library, Loaded, Model};
 use crate::nn::{LayerNorm, Linear, TimestepEmbedding, repeat};
 use crate::unet::extend_mask;
+
+/// One of the two priors.
+#[derive(Debug)]
+pub enum Prior {
+    Diffusion(Box<Loaded<PriorTransformer>>),
+    Autoregressive(Box<Loaded<AutoregressivePrior>>),
+}
+
+impl Prior {
+    pub fn params(&self) -> &Params {
+        match self {
+            Prior::Diffusion(prior) => &prior.params,
+            Prior::Autoregressive(prior) => &prior.params,
+        }
+    }
+}
+
+impl From<Loaded<PriorTransformer>> for Prior {
+    fn from(prior: Loaded<PriorTransformer>) -> Prior {
+        Prior::Diffusion(Box::new(prior))
+    }
+}
+
+impl From<Loaded<AutoregressivePrior>> for Prior {
+    fn from(prior: Loaded<AutoregressivePrior>) -> Prior {
+        Prior::Autoregressive(Box::new(prior))
+    }
+}
 
 /// A layer normalisation, where one may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +156,12 @@ impl Model for PriorTransformer {
         let text_width = config.embedding_proj_dim.unwrap_or(d);
         let outputs = config.clip_embed_dim.unwrap_or(d);
         config.check(text_width, outputs)?;
-        let c = config.num_attention_heads * config.attention_head_dim;
+        let block = BlockConfig {
+            heads: config.num_attention_heads,
+            head_dim: config.attention_head_dim,
+            dropout: config.dropout,
+        };
+        let c = block.heads * block.head_dim;
         let hidden = config.time_embed_dim.unwrap_or(c);
         let tokens = config.num_embeddings + config.additional_embeddings;
         Ok(PriorTransformer {
@@ -143,9 +184,7 @@ impl Model for PriorTransformer {
                 .added_emb_type
                 .map(|_| p.declare("prd_embedding", [1, 1, c], Init::Zeros, Decay::No)),
             transformer_blocks: (0..config.num_layers)
-                .map(|i| {
-                    TransformerBlock::new(&mut p.at(format!("transformer_blocks.{i}")), config, c)
-                })
+                .map(|i| TransformerBlock::new(&mut p.at(format!("transformer_blocks.{i}")), block))
                 .collect(),
             norm_in: config
                 .norm_in_type
@@ -310,79 +349,6 @@ impl PriorTransformer {
         let row = |values: &[f64]| Tensor::from_f64(values, [1, values.len()], dtype, device);
         params.set(self.clip_mean, &row(&whitening.mean))?;
         params.set(self.clip_std, &row(&whitening.std))
-    }
-}
-
-/// diffusers' `BasicTransformerBlock` without cross-attention: its `norm2` does not exist.
-#[derive(Debug)]
-struct TransformerBlock {
-    norm1: LayerNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    norm3: LayerNorm,
-    ff_in: Linear,
-    ff_out: Linear,
-    heads: usize,
-    scale: f64,
-    dropout: f64,
-}
-
-impl TransformerBlock {
-    fn new(p: &mut ParamsBuilder, config: &PriorConfig, c: usize) -> TransformerBlock {
-        TransformerBlock {
-            norm1: LayerNorm::new(p, "norm1", c, 1e-5),
-            to_q: Linear::new(p, "attn1.to_q", c, c),
-            to_k: Linear::new(p, "attn1.to_k", c, c),
-            to_v: Linear::new(p, "attn1.to_v", c, c),
-            to_out: Linear::new(p, "attn1.to_out.0", c, c),
-            norm3: LayerNorm::new(p, "norm3", c, 1e-5),
-            ff_in: Linear::new(p, "ff.net.0.proj", c, 4 * c),
-            ff_out: Linear::new(p, "ff.net.2", 4 * c, c),
-            heads: config.num_attention_heads,
-            scale: 1.0 / (config.attention_head_dim as f64).sqrt(),
-            dropout: config.dropout,
-        }
-    }
-
-    /// # Shapes
-    /// x [n, l, c], mask `Bool` [n, l] → [n, l, c]
-    fn forward(&self, t: &Tape, x: &Var, mask: Option<&Tensor>) -> autograd::Result<Var> {
-        let h = self.norm1.forward(t, x)?; // [n, l, c]
-        let q = self.to_q.forward(t, &h)?; // [n, l, c]
-        let k = self.to_k.forward(t, &h)?; // [n, l, c]
-        let v = self.to_v.forward(t, &h)?; // [n, l, c]
-        let op = Attention {
-            heads: self.heads,
-            causal: mask.is_some(),
-            scale: self.scale,
-        };
-        let h = t.module("attn1", || {
-            attention::attention(t, &q, &k, &v, None, mask, op)
-        })?; // [n, l, c]
-        let x = self.residual(t, &self.to_out, &h, x)?; // [n, l, c]
-        let h = self.norm3.forward(t, &x)?; // [n, l, c]
-        let h = self.ff_in.fused(t, &h, Activation::Gelu, None)?; // [n, l, 4c]
-        let h = self.dropped(t, h)?; // [n, l, 4c]
-        self.ff_out.fused(t, &h, Activation::None, Some(&x)) // [n, l, c]
-    }
-
-    /// x + dropout(projection(h)), fused where nothing is dropped.
-    fn residual(&self, t: &Tape, projection: &Linear, h: &Var, x: &Var) -> autograd::Result<Var> {
-        if self.dropout == 0.0 {
-            return projection.fused(t, h, Activation::None, Some(x));
-        }
-        let h = self.dropped(t, projection.forward(t, h)?)?;
-        binary::add(t, &h, x)
-    }
-
-    fn dropped(&self, t: &Tape, h: Var) -> autograd::Result<Var> {
-        if self.dropout == 0.0 {
-            Ok(h)
-        } else {
-            dropout::dropout(t, &h, self.dropout)
-        }
     }
 }
 

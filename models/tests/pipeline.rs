@@ -62,7 +62,7 @@ fn pipeline() -> Pipeline {
     Pipeline {
         tokenizer,
         text_encoder: tiny::<CLIPTextModelWithProjection>(&text, DType::F32),
-        prior: tiny::<PriorTransformer>(&prior, DType::F32),
+        prior: tiny::<PriorTransformer>(&prior, DType::F32).into(),
         prior_scheduler: SchedulerConfig::prior(),
         text_proj: tiny::<UnCLIPTextProjModel>(&text_proj, DType::F32),
         decoder: tiny::<UNet2DConditionModel>(&decoder, DType::F32),

@@ -5,7 +5,7 @@ use std::path::Path;
 use autograd::{Device, Params};
 use models::clip::{CLIPModel, CLIPTextModelWithProjection};
 use models::diffusion::{Prediction, SchedulerConfig};
-use models::pipeline::Pipeline;
+use models::pipeline::{Pipeline, load_prior};
 use models::tokenizer::Tokenizer;
 use models::weights::{self, Precision};
 use models::{Folder, Loaded, Model, declare};
@@ -46,7 +46,7 @@ pub fn assemble(
     let prior = Folder::from(&model_dir(runs.prior));
     // Runs of older versions have none of their own.
     let prior_scheduler = prior.join("prior_scheduler");
-    let prior_scheduler = match prior.has("prior_scheduler") {
+    let prior_scheduler = match prior.join("prior_scheduler").has("scheduler_config.json") {
         true => weights::load_scheduler(&prior_scheduler)?,
         false => SchedulerConfig::prior(),
     };
@@ -55,7 +55,7 @@ pub fn assemble(
     let pipeline = Pipeline {
         tokenizer,
         text_encoder: text_encoder(&clip)?,
-        prior: weights::load(prior.join("prior"), DTYPE, Device::Cpu)?,
+        prior: load_prior(prior.join("prior"), DTYPE, Device::Cpu)?,
         prior_scheduler,
         text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
         decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,

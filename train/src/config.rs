@@ -15,6 +15,14 @@ use models::diffusion::{Prediction, Weighting};
 use crate::schedule::{Decay, LearningRate};
 use crate::{Error, Result};
 
+/// Which of the paper's two priors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PriorKind {
+    Diffusion,
+    Autoregressive,
+}
+
 /// What can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -205,12 +213,16 @@ pub struct Prior {
     #[serde(flatten)]
     pub common: Common,
     pub clip: String,
+    pub prior: PriorKind,
     pub num_layers: usize,
     pub num_attention_heads: usize,
     pub attention_head_dim: usize,
     pub text_drop: f64,
     pub whitening_samples: usize,
     pub variance_samples: usize,
+    pub num_components: usize,
+    pub num_buckets: usize,
+    pub evaluation_samples: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -128,7 +128,7 @@ pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
     let parts = [
         &pipeline.text_encoder.params,
-        &pipeline.prior.params,
+        pipeline.prior.params(),
         &pipeline.text_proj.params,
         &pipeline.decoder.params,
         &pipeline.super_res_first.params,

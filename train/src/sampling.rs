@@ -159,6 +159,12 @@ settings! {
     super_res_eta: f64 = 0.0,
     /// The variance of the prior's ancestral steps.
     prior_variance: VarianceName = VarianceName::Fixed,
+    /// How much an autoregressive prior ventures: 1 draws as it learned, 0 takes what is most probable.
+    prior_temperature: f64 = 1.0,
+    /// The share of the probability that an autoregressive prior draws from, the most probable first.
+    prior_top_p: f64 = 1.0,
+    /// The lower share of how near pictures are to the prompt, which an autoregressive prior leaves out.
+    prior_nearness_percentile: f64 = 0.5,
     /// Image embeddings that the prior draws, of which the one nearest to the prompt is used.
     prior_candidates: usize = 2,
 }
@@ -223,6 +229,9 @@ impl Sampling {
                 VarianceName::Fixed => PriorVariance::Fixed,
                 VarianceName::Analytic => PriorVariance::Analytic,
             },
+            prior_temperature: self.prior_temperature,
+            prior_top_p: self.prior_top_p,
+            prior_nearness_percentile: self.prior_nearness_percentile,
             prior_candidates: self.prior_candidates,
         }
     }

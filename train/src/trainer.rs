@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use tensor::Device;
 
 use crate::checkpoint::{Checkpoint, Store};
-use crate::config::{Common, Config, StageKind};
+use crate::config::{Common, Config, PriorKind, StageKind};
 use crate::interrupt::{self, Interrupt};
 use crate::metrics::Metrics;
 use crate::progress::{Progress, StepLine};
+use crate::stages::autoregressive::Autoregressive;
 use crate::stages::clip::Clip;
 use crate::stages::decoder::Decoder;
 use crate::stages::prior::Prior;
@@ -74,7 +75,12 @@ pub fn train(
     let position = run.start() * config.common().samples_per_step();
     match config {
         Config::Clip(c) => run.train(Clip::new(c, position)?, interrupt),
-        Config::Prior(c) => run.train(Prior::new(c, position, device)?, interrupt),
+        Config::Prior(c) => match c.prior {
+            PriorKind::Diffusion => run.train(Prior::new(c, position, device)?, interrupt),
+            PriorKind::Autoregressive => {
+                run.train(Autoregressive::new(c, position, device)?, interrupt)
+            }
+        },
         Config::Decoder(c) => run.train(Decoder::new(c, position, device)?, interrupt),
         Config::Upsampler(c) => run.train(Upsampler::new(c, position)?, interrupt),
     }
@@ -105,7 +111,12 @@ pub fn time_steps(config: &Config, interrupt: &Interrupt) -> Result<f64> {
     }
     match config {
         Config::Clip(c) => time(Clip::new(c, 0)?, config, interrupt),
-        Config::Prior(c) => time(Prior::new(c, 0, Device::Cpu)?, config, interrupt),
+        Config::Prior(c) => match c.prior {
+            PriorKind::Diffusion => time(Prior::new(c, 0, Device::Cpu)?, config, interrupt),
+            PriorKind::Autoregressive => Err(Error::usage(
+                "a plan is made for prior = \"diffusion\" only: `unclip train` trains the autoregressive one",
+            )),
+        },
         Config::Decoder(c) => time(Decoder::new(c, 0, Device::Cpu)?, config, interrupt),
         Config::Upsampler(c) => time(Upsampler::new(c, 0)?, config, interrupt),
     }

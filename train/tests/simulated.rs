@@ -16,6 +16,7 @@ use train::Result;
 use train::config::{Common, Config, StageKind};
 use train::data::shapes::shards::{MakeShapes, make_shapes};
 use train::interrupt::Interrupt;
+use train::stages::autoregressive::Autoregressive;
 use train::stages::clip::Clip;
 use train::stages::decoder::Decoder;
 use train::stages::prior::Prior;
@@ -224,6 +225,27 @@ fn every_stage_trains() {
         // for a gradient of rounding errors as for any other, and hardware's special functions round otherwise.
         assert!(off < 1e-4, "{stage}: {cpu:?} on the CPU, {sim:?} on sim");
     }
+    let mut keys = tiny(StageKind::Prior);
+    keys.extend(["prior=autoregressive", "num_components=6", "num_buckets=8"]);
+    let settings = config(StageKind::Prior, root.path(), "run", &keys);
+    let Config::Prior(c) = &settings else {
+        panic!("a prior stage has a prior configuration");
+    };
+    let on = |device| {
+        losses(
+            Autoregressive::new(c, 0, device).unwrap(),
+            &settings,
+            device,
+        )
+    };
+    let (cpu, sim) = (on(Device::Cpu), on(gpu()));
+    let off = cpu.iter().zip(&sim).map(|(c, s)| ((c - s) / c).abs());
+    let off = off.fold(0.0, f64::max);
+    eprintln!("autoregressive: losses {off:.1e} of themselves off");
+    assert!(
+        off < 1e-4,
+        "autoregressive: {cpu:?} on the CPU, {sim:?} on sim"
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use train::config::{Config, StageKind};
 use train::data::shapes::shards::{MakeShapes, make_shapes};
 use train::files;
 use train::interrupt::Interrupt;
+use train::stages::autoregressive::Autoregressive;
 use train::stages::clip::Clip;
 use train::stages::decoder::Decoder;
 use train::stages::prior::Prior;
@@ -77,6 +78,14 @@ fn config(stage: StageKind, root: &Path, run: &str, more: &[&str]) -> Config {
     Config::defaults(stage, &overrides).unwrap()
 }
 
+/// The other prior, tiny too.
+const AUTOREGRESSIVE: [&str; 4] = [
+    "prior=autoregressive",
+    "num_components=6",
+    "num_buckets=8",
+    "evaluation_samples=5",
+];
+
 /// A folder with a few shapes and a CLIP that was hardly trained.
 fn prepared() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -124,6 +133,13 @@ fn every_stage_learns_one_batch_by_heart() {
         };
         assert!(last < 0.2 * first, "{stage}: {first} → {last}");
     }
+    let config = config(StageKind::Prior, root.path(), "heart", &AUTOREGRESSIVE);
+    let Config::Prior(c) = &config else {
+        panic!("a prior stage has a prior configuration");
+    };
+    let stage = Autoregressive::new(c, 0, Device::Cpu).unwrap();
+    let (first, last) = by_heart(stage, &config, 150);
+    assert!(last < 0.2 * first, "autoregressive: {first} → {last}");
 }
 
 #[test]
@@ -131,7 +147,10 @@ fn resume_is_bit_equal_over_ten_steps() {
     let root = prepared();
     let variants = StageKind::ALL.map(|stage| (stage, "plain", &[][..]));
     // What stages can do beyond their defaults.
-    let more = [(StageKind::Clip, "sam", &["sam_rho=0.05"][..])];
+    let more = [
+        (StageKind::Clip, "sam", &["sam_rho=0.05"][..]),
+        (StageKind::Prior, "autoregressive", &AUTOREGRESSIVE[..]),
+    ];
     for (stage, variant, keys) in variants.into_iter().chain(more) {
         let train = |run: &str, steps: &str, resume: Resume| {
             let steps = format!("max_train_steps={steps}");

@@ -116,31 +116,42 @@ fn name(stage: Stage, occurrence: usize) -> String {
     format!("{}.{occurrence}", stage.name())
 }
 
-/// All noise of `images` pictures, in the order in which it is drawn, of embeddings and pictures of these extents.
+/// All noise of `images` pictures, in the order in which it is drawn: that of each embedding in so many draws of so many
+/// numbers, and that of pictures of these extents.
 pub(super) fn latents(
     options: &Options,
     images: usize,
-    embedding: usize,
+    (draws, numbers): (usize, usize),
     small: [usize; 3],
     large: [usize; 3],
 ) -> Vec<Latent> {
     let mut all = Vec::new();
-    let mut stage = |stage: Stage, sampler: SamplerKind, steps: usize, extent: &[usize]| {
-        let drawing = if sampler.draws() { steps } else { 1 };
-        all.extend((0..drawing).map(|occurrence| Latent {
+    let mut stage = |stage: Stage, draws: usize, extent: &[usize]| {
+        all.extend((0..draws).map(|occurrence| Latent {
             stage,
             occurrence,
             shape: [&[images], extent].concat(),
         }));
     };
     for candidate in 0..options.prior_candidates.max(1) {
-        let kind = Stage::Prior { candidate };
-        let steps = options.prior_num_inference_steps;
-        stage(kind, options.prior_sampler, steps, &[embedding]);
+        stage(Stage::Prior { candidate }, draws, &[numbers]);
     }
     let steps = options.decoder_num_inference_steps;
-    stage(Stage::Decoder, options.decoder_sampler, steps, &small);
+    stage(
+        Stage::Decoder,
+        drawn(options.decoder_sampler, steps),
+        &small,
+    );
     let steps = options.super_res_num_inference_steps;
-    stage(Stage::SuperRes, options.super_res_sampler, steps, &large);
+    stage(
+        Stage::SuperRes,
+        drawn(options.super_res_sampler, steps),
+        &large,
+    );
     all
+}
+
+/// How often `steps` steps of a sampler draw, its start included.
+pub(super) fn drawn(sampler: SamplerKind, steps: usize) -> usize {
+    if sampler.draws() { steps } else { 1 }
 }

@@ -1,6 +1,7 @@
 //! What pictures are made with.
 
 use crate::diffusion::{Guidance, SamplerKind, SchedulerConfig};
+use crate::prior::{CodeSampling, Prior};
 use crate::{Error, Result};
 
 /// The variance of the prior's ancestral steps.
@@ -35,6 +36,10 @@ pub struct Options {
     pub decoder_sampler: SamplerKind,
     pub super_res_sampler: SamplerKind,
     pub prior_variance: PriorVariance,
+    /// Of an autoregressive prior; see [`CodeSampling`].
+    pub prior_temperature: f64,
+    pub prior_top_p: f64,
+    pub prior_nearness_percentile: f64,
     /// Image embeddings drawn for each picture, of which the one closest to the text's is kept.
     pub prior_candidates: usize,
 }
@@ -56,6 +61,9 @@ impl Default for Options {
             decoder_sampler: SamplerKind::Ancestral,
             super_res_sampler: SamplerKind::Ancestral,
             prior_variance: PriorVariance::Fixed,
+            prior_temperature: 1.0,
+            prior_top_p: 1.0,
+            prior_nearness_percentile: 0.5,
             prior_candidates: 2,
         }
     }
@@ -67,6 +75,15 @@ impl Options {
             scale: self.prior_guidance_scale,
             interval: self.prior_guidance_interval,
             rescale: self.prior_guidance_rescale,
+        }
+    }
+
+    pub fn code_sampling(&self) -> CodeSampling {
+        CodeSampling {
+            guidance_scale: self.prior_guidance_scale,
+            temperature: self.prior_temperature,
+            top_p: self.prior_top_p,
+            nearness_percentile: self.prior_nearness_percentile,
         }
     }
 
@@ -107,6 +124,52 @@ impl Options {
         SchedulerConfig {
             dynamic_thresholding_ratio: ratio.or(own.dynamic_thresholding_ratio),
             ..own.clone()
+        }
+    }
+
+    /// Refuses what the prior at hand would refuse later, and what it would ignore.
+    ///
+    /// # Errors
+    /// With the setting.
+    pub fn check_prior(&self, prior: &Prior) -> Result<()> {
+        let own = Options::default();
+        let other = |ignored: &[(&str, bool)], kind: &str| match ignored.iter().find(|i| i.1) {
+            Some((setting, _)) => Err(Error::Request(format!(
+                "prior: {setting} is not a setting of {kind} prior, which this model has"
+            ))),
+            None => Ok(()),
+        };
+        match prior {
+            Prior::Diffusion(_) => {
+                let ignored = [
+                    (
+                        "temperature",
+                        self.prior_temperature != own.prior_temperature,
+                    ),
+                    ("top_p", self.prior_top_p != own.prior_top_p),
+                    (
+                        "nearness_percentile",
+                        self.prior_nearness_percentile != own.prior_nearness_percentile,
+                    ),
+                ];
+                other(&ignored, "a diffusion")
+            }
+            Prior::Autoregressive(_) => {
+                let ignored = [
+                    (
+                        "guidance_interval",
+                        self.prior_guidance_interval != own.prior_guidance_interval,
+                    ),
+                    (
+                        "guidance_rescale",
+                        self.prior_guidance_rescale != own.prior_guidance_rescale,
+                    ),
+                    ("sampler", self.prior_sampler != own.prior_sampler),
+                    ("variance", self.prior_variance != own.prior_variance),
+                ];
+                other(&ignored, "an autoregressive")?;
+                of_stage("prior", self.code_sampling().check())
+            }
         }
     }
 

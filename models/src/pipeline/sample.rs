@@ -6,16 +6,17 @@ use autograd::{DType, Tape, Tensor};
 
 use super::guided::Guided;
 use super::known::renoised;
-use super::noise::latents;
+use super::noise::{drawn, latents};
 use super::{
     Generated, Given, Known, Latent, Noise, OnProgress, Options, Picture, Pipeline, Progress,
     Region, Stage, TextConditioning,
 };
 use crate::config::Extent;
 use crate::diffusion::{Inversion, Sampler, SchedulerConfig};
+use crate::embeddings::cosine;
 use crate::model::{Loaded, Model};
 use crate::nn::repeat;
-use crate::prior::PriorInputs;
+use crate::prior::{Prior, PriorInputs, PriorTransformer};
 use crate::unet::{UNet2DConditionInputs, UNet2DConditionModel, UNet2DModel, extend_mask};
 use crate::{Error, Result};
 
@@ -89,8 +90,21 @@ impl Pipeline {
         })
     }
 
+    /// How often prior, decoder and upsampler are evaluated for a batch of pictures.
+    pub fn evaluations(&self, options: &Options) -> [usize; 3] {
+        let [prior, decoder, super_res] = options.evaluations();
+        let prior = match &self.prior {
+            Prior::Diffusion(_) => prior,
+            Prior::Autoregressive(prior) => {
+                prior.model.config().codes() * options.prior_candidates.max(1)
+            }
+        };
+        [prior, decoder, super_res]
+    }
+
     /// Refuses options that cannot be sampled with, before anything is computed.
     pub fn check(&self, options: &Options) -> Result<()> {
+        options.check_prior(&self.prior)?;
         options.check(
             &self.prior_scheduler,
             &self.decoder_scheduler,
@@ -101,7 +115,14 @@ impl Pipeline {
     /// All noise that `images` pictures are made of, in the order in which it is drawn.
     pub fn latents(&self, options: &Options, images: usize) -> Result<Vec<Latent>> {
         let [[h, w], [large_h, large_w]] = [self.small_size()?, self.large_size()?];
-        let embedding = self.prior.model.config().embedding_dim;
+        let embedding = match &self.prior {
+            Prior::Diffusion(prior) => {
+                let steps = options.prior_num_inference_steps;
+                let draws = drawn(options.prior_sampler, steps);
+                (draws, prior.model.config().embedding_dim)
+            }
+            Prior::Autoregressive(prior) => (1, prior.model.config().codes()),
+        };
         let small = [h, w, self.decoder.model.config().in_channels];
         let large = [large_h, large_w, self.colours()];
         Ok(latents(options, images, embedding, small, large))
@@ -182,42 +203,43 @@ impl Pipeline {
         noise: &dyn Noise,
         on_progress: OnProgress,
     ) -> Result<Tensor> {
-        let Loaded { model, params } = &self.prior;
-        let [n, d] = [text.embeds.dims()[0], model.config().embedding_dim];
-        let total = self.prior_scheduler.num_train_timesteps;
-        let both = Guided::new(text, unconditional, options.prior_guidance(), total)?;
-        let predict = |At { timestep, .. }: At, x: &Tensor| {
-            let t = Tape::inference(Some(params));
-            let row = |x: &Tensor| both.rows(x, timestep);
-            let output = t.scope("prior", || {
-                model.forward(
-                    &t,
-                    PriorInputs {
-                        hidden_states: &t.constant(both.repeat(x, timestep)?),
-                        timestep: &both.timestep(&t, timestep, x),
-                        proj_embedding: &t.constant(row(&both.text.embeds)?),
-                        encoder_hidden_states: &t.constant(row(&both.text.states)?),
-                        attention_mask: Some(&row(&both.text.mask)?),
-                    },
-                )
-            })?;
-            both.guide(output.tensor(), timestep, d)
-        };
-        let whitening = model.whitening(params)?;
-        let scheduler = options.prior_scheduler(&self.prior_scheduler);
+        let params = self.prior.params();
+        let (n, d) = (text.embeds.dims()[0], text.embeds.shape().last_dim());
+        let texts = text.embeds.to_f64_vec()?;
         let mut best: Option<(Vec<f64>, Vec<f64>)> = None; // cosines [n], embeddings [n, d]
         for candidate in 0..options.prior_candidates.max(1) {
-            let mut run = Run {
-                stage: Stage::Prior { candidate },
-                sampler: options
-                    .prior_sampler
-                    .sampler(&scheduler, options.prior_num_inference_steps)?,
-                noise,
-                kept: None,
+            let stage = Stage::Prior { candidate };
+            let embeddings = match &self.prior {
+                Prior::Diffusion(prior) => self.denoise_embeddings(
+                    prior,
+                    stage,
+                    text,
+                    unconditional,
+                    options,
+                    noise,
+                    on_progress,
+                )?,
+                Prior::Autoregressive(prior) => {
+                    let sampling = options.code_sampling();
+                    let steps = prior.model.config().codes();
+                    let z = noise.normal(stage, 0, &[n, steps], params.dtype())?;
+                    let mut seen = |step: usize, embeddings: &Tensor| {
+                        on_progress(&Progress {
+                            stage,
+                            step,
+                            steps,
+                            sample: embeddings,
+                            x0: embeddings,
+                        })
+                    };
+                    prior
+                        .model
+                        .sample(params, text, unconditional, &sampling, &z, &mut seen)?
+                }
             };
-            let x = run.denoise(&[n, d], params.dtype(), &predict, on_progress)?;
-            let embeddings = whitening.restore(&x)?.to_f64_vec()?;
-            let cosines = cosines(&embeddings, &text.embeds.to_f64_vec()?, d);
+            let embeddings = embeddings.to_f64_vec()?;
+            let rows = embeddings.chunks(d).zip(texts.chunks(d));
+            let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
             match &mut best {
                 None => best = Some((cosines, embeddings)),
                 Some((highest, kept)) => {
@@ -238,6 +260,54 @@ impl Pipeline {
             params.dtype(),
             params.device(),
         ))
+    }
+
+    /// Image embeddings of texts by the diffusion prior.
+    ///
+    /// # Shapes
+    /// → [n, d]
+    #[allow(clippy::too_many_arguments)]
+    fn denoise_embeddings(
+        &self,
+        Loaded { model, params }: &Loaded<PriorTransformer>,
+        stage: Stage,
+        text: &TextConditioning,
+        unconditional: &TextConditioning,
+        options: &Options,
+        noise: &dyn Noise,
+        on_progress: OnProgress,
+    ) -> Result<Tensor> {
+        let [n, d] = [text.embeds.dims()[0], model.config().embedding_dim];
+        let total = self.prior_scheduler.num_train_timesteps;
+        let both = Guided::new(text, unconditional, options.prior_guidance(), total)?;
+        let predict = |At { timestep, .. }: At, x: &Tensor| {
+            let t = Tape::inference(Some(params));
+            let row = |x: &Tensor| both.rows(x, timestep);
+            let output = t.scope("prior", || {
+                model.forward(
+                    &t,
+                    PriorInputs {
+                        hidden_states: &t.constant(both.repeat(x, timestep)?),
+                        timestep: &both.timestep(&t, timestep, x),
+                        proj_embedding: &t.constant(row(&both.text.embeds)?),
+                        encoder_hidden_states: &t.constant(row(&both.text.states)?),
+                        attention_mask: Some(&row(&both.text.mask)?),
+                    },
+                )
+            })?;
+            both.guide(output.tensor(), timestep, d)
+        };
+        let scheduler = options.prior_scheduler(&self.prior_scheduler);
+        let mut run = Run {
+            stage,
+            sampler: options
+                .prior_sampler
+                .sampler(&scheduler, options.prior_num_inference_steps)?,
+            noise,
+            kept: None,
+        };
+        let x = run.denoise(&[n, d], params.dtype(), &predict, on_progress)?;
+        Ok(model.whitening(params)?.restore(&x)?)
     }
 
     /// Small pictures in [−1, 1] of image embeddings and texts.
@@ -418,15 +488,6 @@ fn sample_size(class: &'static str, size: Option<Extent>) -> Result<[usize; 2]> 
             "sample_size is not set, so that the size of pictures is unknown",
         )),
     }
-}
-
-/// The cosine of each row of `a` and `b`, both [n, d].
-fn cosines(a: &[f64], b: &[f64], d: usize) -> Vec<f64> {
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-    a.chunks(d)
-        .zip(b.chunks(d))
-        .map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt())
-        .collect()
 }
 
 /// Where a walk is: the evaluation's number, and its time step.

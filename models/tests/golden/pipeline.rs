@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use autograd::{DType, Tensor};
 use models::diffusion::SchedulerConfig;
 use models::pipeline::{Given, Noise, Options, Pipeline, Stage};
+use models::prior::Prior;
 use models::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -61,7 +62,7 @@ impl Golden {
         Pipeline {
             tokenizer: Tokenizer::from_dir(dir.path()).unwrap(),
             text_encoder: component!("text_encoder"),
-            prior: component!("prior"),
+            prior: Prior::Diffusion(Box::new(component!("prior"))),
             prior_scheduler: scheduler("prior"),
             text_proj: component!("text_proj"),
             decoder: component!("decoder"),

@@ -148,7 +148,8 @@ impl Karlo {
                 &PriorConfig::default(),
                 DTYPE,
                 Device::Cpu,
-            )?,
+            )?
+            .into(),
             prior_scheduler: SchedulerConfig::prior(),
             text_proj,
             decoder,

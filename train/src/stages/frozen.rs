@@ -27,14 +27,7 @@ pub struct FrozenClip {
 }
 
 /// What texts condition on.
-pub struct Texts {
-    /// [n, d]
-    pub embeds: Tensor,
-    /// [n, l, d]
-    pub states: Tensor,
-    /// `Bool` [n, l], false for padding.
-    pub mask: Tensor,
-}
+pub use models::pipeline::TextConditioning as Texts;
 
 impl FrozenClip {
     /// Opens the CLIP of a run, or of a model directory, on a device.

@@ -1,8 +1,10 @@
 //! The four networks that are trained, each as the trainer sees it: parameters, batches, a loss, sample pictures.
 
+pub mod autoregressive;
 pub mod clip;
 pub mod decoder;
 pub mod frozen;
+mod pairs;
 pub mod prior;
 pub mod source;
 pub mod upsampler;

@@ -1,4 +1,4 @@
-//! The prior: predicts the whitened image embedding of a caption from its noisy version (Ramesh et al., 2022, 2.2).
+//! The diffusion prior: predicts the whitened image embedding of a caption from its noisy version (Ramesh et al., 2022, 2.2).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +12,9 @@ use models::diffusion::{
 use models::prior::{PriorConfig, PriorInputs, PriorTransformer, Whitening};
 use models::{declare, weights};
 
-use super::frozen::{FrozenClip, ImageEmbeddings, Texts};
-use super::{
-    DTYPE, Loss, Stage, denoising, draw, given, kept, load_component, save_component, source,
-};
-use crate::data::{self, Dataset, Loader};
+use super::frozen::Texts;
+use super::pairs::{self, Judged, Pairs};
+use super::{DTYPE, Loss, Stage, denoise, denoising, draw, given, load_component, save_component};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
 use crate::progress::Progress;
@@ -25,13 +23,10 @@ use crate::{Result, config};
 pub struct Prior {
     model: PriorTransformer,
     layout: Arc<ParamLayout>,
-    clip: FrozenClip,
-    dataset: Arc<Dataset>,
-    loader: Loader,
+    pairs: Pairs,
     schedule: Schedule,
     config: config::Prior,
     /// Made by `prepare`.
-    embeddings: Option<ImageEmbeddings>,
     whitening: Option<Whitening>,
 }
 
@@ -41,37 +36,28 @@ pub struct Batch {
     embeddings: Tensor,
 }
 
+/// Steps that embeddings are drawn in to be judged.
+const STEPS: usize = 25;
+
 impl Prior {
     pub fn new(config: &config::Prior, position: u64, device: Device) -> Result<Prior> {
-        config::check_share("text_drop", config.text_drop)?;
-        let clip = FrozenClip::open(&config.clip, device)?;
-        let dataset = source::open(&config.common)?;
+        let pairs = Pairs::open(config, position, device)?;
         let (model, layout) = declare::<PriorTransformer>(&PriorConfig {
             num_attention_heads: config.num_attention_heads,
             attention_head_dim: config.attention_head_dim,
             num_layers: config.num_layers,
-            embedding_dim: clip.width(),
-            num_embeddings: clip.tokenizer().context_length(),
+            embedding_dim: pairs.clip.width(),
+            num_embeddings: pairs.clip.tokenizer().context_length(),
             ..PriorConfig::default()
         })?;
         Ok(Prior {
             model,
             layout,
-            loader: source::loader(&config.common, &dataset, Some(clip.tokenizer()), position)?,
-            clip,
-            dataset,
+            pairs,
             schedule: SchedulerConfig::prior().schedule(),
             config: config.clone(),
-            embeddings: None,
             whitening: None,
         })
-    }
-
-    fn embeddings(&self, batch: &data::Batch) -> Result<Tensor> {
-        match &self.embeddings {
-            Some(known) => known.of(&self.clip, batch),
-            None => self.clip.images(&batch.images, self.dataset.size()),
-        }
     }
 
     /// The clean, whitened embeddings that the network sees in noisy ones.
@@ -95,24 +81,18 @@ impl Prior {
         params: &Params,
         interrupt: &Interrupt,
     ) -> Result<Option<AnalyticVariance>> {
-        let samples = (self.config.variance_samples as u64).min(self.dataset.len());
-        if samples == 0 {
+        if self.config.variance_samples == 0 {
             return Ok(None);
         }
-        let common = &self.config.common;
-        let tokenizer = Some(self.clip.tokenizer());
-        let batch = source::preview(common, &self.dataset, tokenizer, samples as usize)?;
-        let texts = self.clip.texts(&batch.token_ids)?;
-        let x0 = self
-            .model
-            .whitening(params)?
-            .whiten(&self.embeddings(&batch)?)?; // [n, d]
+        let batch = self.pairs.first(self.config.variance_samples)?;
+        let texts = self.pairs.clip.texts(&batch.ids)?;
+        let x0 = self.model.whitening(params)?.whiten(&batch.embeddings)?; // [n, d]
         let x0 = x0.to_device(params.device())?;
         let scheduler = SchedulerConfig::prior();
         let mut progress = Progress::new("variance", scheduler.num_train_timesteps as u64, 0);
         let noise = |at: usize| {
             let mut z = Tensor::uninit(x0.shape(), DTYPE, Device::Cpu);
-            let draw = Draw::named(common.seed, "prior.variance", at as u32);
+            let draw = Draw::named(self.config.common.seed, "prior.variance", at as u32);
             tensor::ops::random::fill_normal(&mut z, &draw, 1.0)?;
             Ok(z)
         };
@@ -120,12 +100,38 @@ impl Prior {
             interrupt.check()?;
             let t = Tape::inference(Some(params));
             let noisy = t.constant(noisy.clone());
-            let seen = self.predict(&t, &noisy, &vec![at; samples as usize], &texts)?;
+            let at_all = vec![at; x0.dims()[0]];
+            let seen = self.predict(&t, &noisy, &at_all, &texts)?;
             progress.count(at as u64 + 1);
             Ok(seen.tensor().clone())
         };
         let measured: Result<_> = AnalyticVariance::measure(&scheduler, &x0, noise, predict);
         Ok(Some(measured?))
+    }
+
+    /// How near embeddings that are drawn for captions are to their pictures', if that is asked for.
+    fn judged(&self, params: &Params, interrupt: &Interrupt) -> Result<Option<Judged>> {
+        if self.config.evaluation_samples == 0 {
+            return Ok(None);
+        }
+        let batch = self.pairs.first(self.config.evaluation_samples)?;
+        let texts = self.pairs.clip.texts(&batch.ids)?;
+        let predict = |at: usize, x: &Tensor| {
+            let t = Tape::inference(Some(params));
+            let all = vec![at; x.dims()[0]];
+            let seen = self.predict(&t, &given(&t, x)?, &all, &texts)?;
+            Ok(seen.tensor().to_host()?)
+        };
+        let scheduler = SchedulerConfig::prior();
+        let drawn = denoise(
+            &scheduler,
+            STEPS,
+            batch.embeddings.dims(),
+            interrupt,
+            predict,
+        )?;
+        let drawn = self.model.whitening(params)?.restore(&drawn)?;
+        Ok(Some(Judged::new(&drawn, &batch.embeddings, &texts.embeds)?))
     }
 }
 
@@ -137,12 +143,10 @@ impl Stage for Prior {
     }
 
     fn prepare(&mut self, params: &mut Params, fresh: bool, interrupt: &Interrupt) -> Result<()> {
-        self.embeddings = Some(ImageEmbeddings::new(&self.clip, &self.dataset, interrupt)?);
+        self.pairs.prepare(interrupt)?;
         if fresh {
-            let samples = (self.config.whitening_samples as u64).min(self.dataset.len());
-            let batch =
-                source::preview(&self.config.common, &self.dataset, None, samples as usize)?;
-            let whitening = Whitening::measure(&self.embeddings(&batch)?)?;
+            let batch = self.pairs.first(self.config.whitening_samples)?;
+            let whitening = Whitening::measure(&batch.embeddings)?;
             self.model.set_whitening(params, &whitening)?;
         }
         self.whitening = Some(self.model.whitening(params)?);
@@ -150,24 +154,19 @@ impl Stage for Prior {
     }
 
     fn batch(&mut self) -> Result<Batch> {
-        let batch = self.loader.next_batch()?;
-        let embeddings = self.embeddings(&batch)?;
+        let pairs::Batch { ids, embeddings } = self.pairs.next()?;
         Ok(Batch {
             embeddings: match &self.whitening {
                 Some(whitening) => whitening.whiten(&embeddings)?,
                 None => embeddings,
             },
-            ids: batch.token_ids,
+            ids,
         })
     }
 
     fn loss(&self, t: &Tape, batch: &Batch) -> Result<Loss> {
         let n = batch.embeddings.dims()[0];
-        let mut ids = batch.ids.clone();
-        let keep = kept(t.step(), "prior.text_drop", n, self.config.text_drop);
-        source::drop_texts(&mut ids, &keep, self.clip.empty());
-        let texts = self.clip.texts(&ids)?;
-
+        let texts = self.pairs.texts(&batch.ids, n, t.step())?;
         let at = uniform_timesteps(&draw(t.step(), "prior.timesteps"), n, self.schedule.steps());
         let x0 = given(t, &batch.embeddings)?; // [n, d]
         let noise = t.scope("noise", || randn::randn(t, x0.dims(), DTYPE))?; // [n, d]
@@ -197,10 +196,11 @@ impl Stage for Prior {
             analytic_variance: self.analytic_variance(params, interrupt)?.map(Arc::new),
             ..SchedulerConfig::prior()
         };
-        Ok(weights::save_scheduler(
-            &dir.join("prior_scheduler"),
-            &scheduler,
-        )?)
+        weights::save_scheduler(&dir.join("prior_scheduler"), &scheduler)?;
+        if let Some(judged) = self.judged(params, interrupt)? {
+            println!("{judged}");
+        }
+        Ok(())
     }
 
     fn samples(&self, _: &Params, _: &Interrupt) -> Result<Option<Picture>> {

@@ -72,7 +72,8 @@ impl Generate {
         if let Some(earlier) = &earlier {
             self.compare(earlier, &studio)?;
         }
-        let per_batch: usize = studio.sampling.options().evaluations().iter().sum();
+        let evaluations = studio.pipeline.evaluations(&studio.sampling.options());
+        let per_batch: usize = evaluations.iter().sum();
         studio.expect(per_batch * (count.div_ceil(BATCH) as usize));
         for number in (first..end).step_by(BATCH as usize) {
             let batch = BATCH.min(end - number);
