@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use models::diffusion::{Prediction, Weighting};
+use models::diffusion::{BetaSchedule, Prediction, Weighting};
 
 use crate::schedule::{Decay, LearningRate};
 use crate::{Error, Result};
@@ -269,6 +269,16 @@ impl Decoder {
     }
 }
 
+/// What an upsampler's small pictures went through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Degradation {
+    /// Some blur and some noise, as pictures of the decoder have.
+    Plain,
+    /// Blur, shrinking, noise and compression in random order; see [`crate::data::degrade`].
+    Bsr,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Upsampler {
     #[serde(flatten)]
@@ -286,6 +296,8 @@ pub struct Upsampler {
     pub blur_sigma_min: f64,
     pub blur_sigma_max: f64,
     pub noise_sigma_max: f64,
+    pub degradation: Degradation,
+    pub beta_schedule: BetaSchedule,
 }
 
 /// A stage's resolved configuration.

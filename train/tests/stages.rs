@@ -5,7 +5,8 @@ use std::path::Path;
 
 use autograd::{Device, Params};
 use models::diffusion::SchedulerConfig;
-use models::{Folder, weights};
+use models::unet::{UNet2DConfig, UNet2DModel};
+use models::{Folder, declare, weights};
 use train::config::{Config, StageKind};
 use train::data::shapes::shards::{MakeShapes, make_shapes};
 use train::files;
@@ -86,6 +87,9 @@ const AUTOREGRESSIVE: [&str; 4] = [
     "evaluation_samples=5",
 ];
 
+/// The second upsampler.
+const BSR: [&str; 2] = ["degradation=bsr", "beta_schedule=linear"];
+
 /// A folder with a few shapes and a CLIP that was hardly trained.
 fn prepared() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -150,6 +154,7 @@ fn resume_is_bit_equal_over_ten_steps() {
     let more = [
         (StageKind::Clip, "sam", &["sam_rho=0.05"][..]),
         (StageKind::Prior, "autoregressive", &AUTOREGRESSIVE[..]),
+        (StageKind::Upsampler, "bsr", &BSR[..]),
     ];
     for (stage, variant, keys) in variants.into_iter().chain(more) {
         let train = |run: &str, steps: &str, resume: Resume| {
@@ -200,6 +205,45 @@ fn a_finished_prior_measures_the_variance_of_its_steps() {
         scheduler("plain", "variance_samples=0"),
         SchedulerConfig::prior()
     );
+}
+
+/// What was trained on worn pictures is another network than what was not, and a crop that begins inside a small pixel is
+/// refused.
+#[test]
+fn an_upsampler_learns_from_worn_pictures() {
+    let root = prepared();
+    let loss = |keys: &[&str]| {
+        let config = config(StageKind::Upsampler, root.path(), "worn", keys);
+        let Config::Upsampler(c) = &config else {
+            panic!("an upsampler stage has an upsampler configuration");
+        };
+        Ok::<_, train::Error>(by_heart(Upsampler::new(c, 0)?, &config, 300))
+    };
+    let (first, last) = loss(&BSR).unwrap();
+    assert!(last < 0.2 * first, "{first} → {last}");
+    assert_ne!((first, last), loss(&[]).unwrap());
+    let said = loss(&["degradation=bsr", "crop_size=7"])
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("must be a multiple of"), "{said}");
+}
+
+/// The paper's second upsampler: the size that its table says.
+#[test]
+fn the_configuration_of_the_second_upsampler_is_the_papers() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/upsampler_1024.toml");
+    let config = Config::load(&file, &[]).unwrap();
+    assert_eq!(config.common().samples_per_step(), 512);
+    let Config::Upsampler(c) = &config else {
+        panic!("it is an upsampler");
+    };
+    let (_, layout) = declare::<UNet2DModel>(&UNet2DConfig {
+        layers_per_block: c.layers_per_block,
+        ..UNet2DConfig::upsampler(&c.block_out_channels)
+    })
+    .unwrap();
+    // The paper says 300 million.
+    assert_eq!(layout.parameters() / 1_000_000, 267);
 }
 
 #[test]

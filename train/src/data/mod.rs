@@ -6,6 +6,7 @@
 pub mod bpe;
 pub mod dataset;
 pub mod decode;
+pub mod degrade;
 pub mod error;
 pub mod loader;
 pub mod random;

@@ -16,6 +16,8 @@ pub enum Stream {
     Replacement = 5,
     /// Which evaluation prompts are asked.
     Prompt = 4,
+    /// How a picture wears.
+    Degradation = 6,
 }
 
 fn key(seed: u64) -> [u32; 2] {

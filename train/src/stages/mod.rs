@@ -1,6 +1,7 @@
 //! The four networks that are trained, each as the trainer sees it: parameters, batches, a loss, sample pictures.
 
 pub mod autoregressive;
+mod bsr;
 pub mod clip;
 pub mod decoder;
 pub mod frozen;

@@ -16,9 +16,10 @@ use models::diffusion::{
 use models::unet::{UNet2DConfig, UNet2DModel};
 
 use super::{
-    DTYPE, Loss, Stage, denoise, denoising, draw, given, kept, load_component, save_component,
+    DTYPE, Loss, Stage, bsr, denoise, denoising, draw, given, kept, load_component, save_component,
     source, uniform,
 };
+use crate::config::Degradation;
 use crate::data::{Dataset, Loader};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
@@ -56,6 +57,7 @@ impl Upsampler {
         })?;
         let scheduler = SchedulerConfig {
             prediction_type: config.prediction_type,
+            beta_schedule: config.beta_schedule,
             ..SchedulerConfig::upsampler()
         };
         let schedule = scheduler.schedule();
@@ -118,10 +120,9 @@ impl Upsampler {
     }
 
     /// # Shapes
-    /// small [n, low, low, 3] → [n, size, size, 3]
-    fn enlarged(&self, small: Tensor) -> Result<Tensor> {
+    /// small [n, low, low, 3] → [n, side, side, 3]
+    fn enlarged(&self, small: Tensor, side: usize) -> Result<Tensor> {
         let t = Tape::inference(None);
-        let side = self.config.sample_size;
         let enlarged =
             resize::resize(&t, &t.constant(small), side, side, Filter::BicubicAntialias)?;
         Ok(enlarged.tensor().clone())
@@ -175,6 +176,15 @@ fn check(config: &config::Upsampler) -> Result<()> {
         "blur_sigma_min must be above zero and blur_sigma_max not below it".to_owned()
     } else if !(config.noise_sigma_max >= 0.0 && config.noise_sigma_max.is_finite()) {
         "noise_sigma_max must not be negative".to_owned()
+    } else if config.degradation == Degradation::Bsr
+        && !config
+            .crop_size
+            .is_multiple_of(config.sample_size / config.low_size)
+    {
+        format!(
+            "crop_size = {} must be a multiple of sample_size / low_size where degradation = \"bsr\"",
+            config.crop_size
+        )
     } else {
         return Ok(());
     };
@@ -225,18 +235,32 @@ impl Stage for Upsampler {
         let config = &self.config;
         let resolution = config.common.resolution;
         let large = source::shrunk(&batch.images, resolution, config.sample_size); // [n, h, w, 3]
-        let small = source::shrunk(&batch.images, resolution, config.low_size);
         let n = large.dims()[0];
-        let enlarged = self.enlarged(self.worn(t, &small)?)?; // [n, h, w, 3]
-        let places = config.sample_size - config.crop_size + 1;
-        let place = |u: f64| (u * places as f64) as usize;
+        // Crops that are worn one by one begin where a small pixel does.
+        let factor = config.sample_size / config.low_size;
+        let stride = match config.degradation {
+            Degradation::Plain => 1,
+            Degradation::Bsr => factor,
+        };
+        let places = (config.sample_size - config.crop_size) / stride + 1;
+        let place = |u: f64| (u * places as f64) as usize * stride;
         let corners: Vec<(usize, usize)> = uniform(t.step(), "upsampler.top", n)
             .into_iter()
             .zip(uniform(t.step(), "upsampler.left", n))
             .map(|(top, left)| (place(top), place(left)))
             .collect();
-        let x0 = given(t, &crops(&large, &corners, config.crop_size)?)?; // [n, crop, crop, 3]
-        let enlarged = given(t, &crops(&enlarged, &corners, config.crop_size)?)?;
+        let large = crops(&large, &corners, config.crop_size)?; // [n, crop, crop, 3]
+        let enlarged = match config.degradation {
+            Degradation::Plain => {
+                let small = source::shrunk(&batch.images, resolution, config.low_size);
+                let enlarged = self.enlarged(self.worn(t, &small)?, config.sample_size)?;
+                crops(&enlarged, &corners, config.crop_size)?
+            }
+            Degradation::Bsr => {
+                self.enlarged(bsr::worn(&large, factor, t.step())?, config.crop_size)?
+            }
+        }; // [n, crop, crop, 3]
+        let (x0, enlarged) = (given(t, &large)?, given(t, &enlarged)?);
 
         let trained = &self.timesteps;
         let at = uniform_timesteps(&draw(t.step(), "upsampler.timesteps"), n, trained.len());
@@ -269,8 +293,14 @@ impl Stage for Upsampler {
         let preview = source::preview(&config.common, &self.dataset, None, PREVIEW)?;
         let resolution = config.common.resolution;
         let large = source::shrunk(&preview.images, resolution, config.sample_size);
-        let small = source::shrunk(&preview.images, resolution, config.low_size);
-        let enlarged = self.enlarged(small.clone())?;
+        let small = match config.degradation {
+            Degradation::Plain => source::shrunk(&preview.images, resolution, config.low_size),
+            Degradation::Bsr => {
+                let factor = config.sample_size / config.low_size;
+                bsr::worn(&large, factor, StepState::default())?
+            }
+        };
+        let enlarged = self.enlarged(small.clone(), config.sample_size)?;
         let made = denoise(
             &self.scheduler,
             match config.num_inference_steps {
