@@ -116,6 +116,8 @@ impl OpSpec for Spec {
             case(&[8, 32, 32, 128], 32, true, false, 0.0),
             case(&[64, 16, 16, 64], 32, true, true, 0.0),
             case(&[64, 8, 8, 128], 32, true, true, 0.0),
+            // Groups that fit on no multiprocessor.
+            case(&[1, 128, 128, 96], 32, true, true, 0.0),
         ]
     }
 }

@@ -181,6 +181,7 @@ table![
     super::group_norm::ptx::forward::Merge,
     super::group_norm::ptx::forward::Apply,
     super::group_norm::ptx::whole::Whole,
+    super::group_norm::ptx::whole_backward::WholeBackward,
     super::group_norm::ptx::backward::Sums,
     super::group_norm::ptx::backward::MergeSums,
     super::group_norm::ptx::backward::Parameters,

@@ -4,6 +4,7 @@ use kernels::ops::group_norm::ptx::backward::{InputGradient, MergeSums, Paramete
 use kernels::ops::group_norm::ptx::forward::{Apply, Merge, Moments};
 use kernels::ops::group_norm::{self as kernel, GroupNormGradients, ptx};
 use kernels::ops::variants::Plan;
+use kernels::ptx::Storage;
 
 use crate::check::{dispatch_float, slices_mut};
 use crate::gpu::{Arg, Gpu, statistics, treatments};
@@ -115,7 +116,8 @@ fn forward_on_gpu(
         Arg::Write(&mut rstd),
         Arg::Read(&partials),
     ];
-    let last = [Arg::number(d.n), eps];
+    let beside = Arg::number(sizes.groups_beside);
+    let last = [beside, eps];
     gpu.launch(&plan, operands.into_iter().chain(numbers()).chain(last))?;
     let variant = Apply {
         channels: sizes.channels,
@@ -213,64 +215,62 @@ fn backward_on_gpu(
     let (storage, device) = (gpu.storage(x.dtype()), x.device());
     let sizes = gpu.plan(ptx::sizes(d, storage))?;
     let (channels, silu) = (sizes.channels, d.silu);
+    let [dx, dgamma, dbeta, dscale_shift] = gradients;
+    let accum_of = |gradient: &Option<(Tensor, Accum)>| {
+        gradient
+            .as_ref()
+            .map_or(Accum::Replace, |(_, accum)| *accum)
+    };
+    let [of_dx, of_scale] = [&*dx, &*dscale_shift].map(accum_of);
     let numbers = || [d.pixels, d.c, d.groups].map(Arg::number).into_iter();
     let coefficients = || {
         let read = [mean, rstd, gamma, beta].map(Arg::Read).into_iter();
         read.chain([Arg::optional(scale_shift)])
     };
-    let passed = || {
-        [dy, x]
-            .map(Arg::Read)
-            .into_iter()
-            .chain(coefficients())
-            .chain(numbers())
-    };
+    let operands = || [dy, x].map(Arg::Read).into_iter().chain(coefficients());
+    let mut totals = Tensor::uninit([sizes.totals], DType::F32, device);
+
+    if let Some(call) = ptx::whole_backward::config(d, storage, [of_dx, of_scale]) {
+        let wanted = dgamma.is_some() || dbeta.is_some();
+        let written = [
+            Arg::gradient(dx, of_dx),
+            Arg::gradient(dscale_shift, of_scale),
+            if wanted {
+                Arg::Write(&mut totals)
+            } else {
+                Arg::Absent
+            },
+        ];
+        gpu.call(&call, written.into_iter().chain(operands()))?;
+        return parameter_gradients(gpu, d, storage, [dgamma, dbeta], &totals, scale_shift);
+    }
 
     let mut partials = Tensor::uninit([sizes.partials], DType::F32, device);
     let plan = Plan {
         variant: Sums { channels, silu },
         grid: sizes.pixels_grid,
     };
-    gpu.launch(
-        &plan,
-        [Arg::Write(&mut partials)].into_iter().chain(passed()),
-    )?;
+    let passed = [Arg::Write(&mut partials)].into_iter().chain(operands());
+    gpu.launch(&plan, passed.chain(numbers()))?;
 
-    let [dx, dgamma, dbeta, dscale_shift] = gradients;
-    let mut totals = Tensor::uninit([sizes.totals], DType::F32, device);
     let mut means = Tensor::uninit([d.n, d.groups, 2], DType::F32, device);
-    let accum = dscale_shift
-        .as_ref()
-        .map_or(Accum::Replace, |(_, accum)| *accum);
     let plan = Plan {
-        variant: MergeSums { storage, accum },
+        variant: MergeSums {
+            storage,
+            accum: of_scale,
+        },
         grid: sizes.groups_grid,
     };
-    let dscale_shift = Arg::gradient(dscale_shift, accum);
     let written = [
         Arg::Write(&mut totals),
         Arg::Write(&mut means),
-        dscale_shift,
+        Arg::gradient(dscale_shift, of_scale),
     ];
-    let read = [Arg::Read(&partials)]
-        .into_iter()
-        .chain(coefficients())
-        .chain(numbers());
-    gpu.launch(
-        &plan,
-        written.into_iter().chain(read).chain([Arg::number(d.n)]),
-    )?;
-
-    for accum in treatments(&[dgamma, dbeta]) {
-        let plan = Plan {
-            variant: Parameters { storage, accum },
-            grid: sizes.channels_grid,
-        };
-        let written = [&mut *dgamma, &mut *dbeta].map(|gradient| Arg::gradient(gradient, accum));
-        let read = [Arg::Read(&totals), Arg::optional(scale_shift)];
-        let sizes = [d.c, d.n].map(Arg::number);
-        gpu.launch(&plan, written.into_iter().chain(read).chain(sizes))?;
-    }
+    let read = [Arg::Read(&partials)].into_iter().chain(coefficients());
+    let beside = [Arg::number(sizes.groups_beside)];
+    let passed = written.into_iter().chain(read).chain(numbers());
+    gpu.launch(&plan, passed.chain(beside))?;
+    parameter_gradients(gpu, d, storage, [dgamma, dbeta], &totals, scale_shift)?;
 
     let Some((dx, accum)) = dx else { return Ok(()) };
     let variant = InputGradient {
@@ -282,8 +282,32 @@ fn backward_on_gpu(
         variant,
         grid: sizes.pixels_grid,
     };
-    let operands = [Arg::destination(dx, *accum), Arg::Read(&means)];
-    gpu.launch(&plan, operands.into_iter().chain(passed()))
+    let passed = [Arg::destination(dx, *accum), Arg::Read(&means)];
+    let passed = passed.into_iter().chain(operands());
+    gpu.launch(&plan, passed.chain(numbers()))
+}
+
+/// Those of γ and β, from the images' sums.
+fn parameter_gradients(
+    gpu: &Gpu,
+    d: &kernel::GroupNorm,
+    storage: Storage,
+    [dgamma, dbeta]: [&mut Option<(Tensor, Accum)>; 2],
+    totals: &Tensor,
+    scale_shift: Option<&Tensor>,
+) -> Result<()> {
+    let sizes = gpu.plan(ptx::sizes(d, storage))?;
+    for accum in treatments(&[dgamma, dbeta]) {
+        let plan = Plan {
+            variant: Parameters { storage, accum },
+            grid: sizes.channels_grid,
+        };
+        let written = [&mut *dgamma, &mut *dbeta].map(|gradient| Arg::gradient(gradient, accum));
+        let read = [Arg::Read(totals), Arg::optional(scale_shift)];
+        let sizes = [d.c, d.n].map(Arg::number);
+        gpu.launch(&plan, written.into_iter().chain(read).chain(sizes))?;
+    }
+    Ok(())
 }
 
 fn descriptor(check: &Check, x: &Tensor, options: GroupNorm) -> Result<kernel::GroupNorm> {

@@ -4,6 +4,8 @@
 use super::*;
 use crate::Accum;
 use crate::ops::variants::Variant;
+use crate::ptx::F32;
+use crate::real::Real;
 
 /// Each block's Σ dz and Σ dz·(x − mean), per channel. Launch over [`Sizes::pixels_grid`] with `Write(partials), Read(dy),
 /// Read(x), Read(mean), Read(rstd), Read(gamma), Read(beta), Read(scale_shift)` or `Null`, `U32(pixels), U32(c),
@@ -17,7 +19,7 @@ pub struct Sums {
 /// Per image and channel Σ dz and Σ dz·x̂ (`totals`, [n, 2, c]), per image and group what dx subtracts (`means`, [n,
 /// groups, 2]), and the gradient of scale and shift. Launch over [`Sizes::groups_grid`] with `Write(totals),
 /// Write(means), Write(dscale_shift)` (`Update` under [`Accum::Add`], or `Null`), `Read(partials), Read(mean), Read(rstd),
-/// Read(gamma), Read(beta), Read(scale_shift)` or `Null`, `U32(pixels), U32(c), U32(groups), U32(n)`.
+/// Read(gamma), Read(beta), Read(scale_shift)` or `Null`, `U32(pixels), U32(c), U32(groups), U32(groups_beside)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeSums {
     pub storage: Storage,
@@ -42,7 +44,7 @@ pub struct InputGradient {
 }
 
 /// x − mean, and the gradient before the activation.
-fn through_activation<'k>(
+pub(super) fn through_activation<'k>(
     storage: Storage,
     silu: bool,
     [dy, x]: [Value<'k, F32>; 2],
@@ -56,6 +58,18 @@ fn through_activation<'k>(
     let s = sigmoid(storage, z);
     let one: Value<F32> = Real::from_f64(1.0);
     [centred, dy * s * z.mul_add(one - s, one)]
+}
+
+/// dx of one element, from what it subtracts: the means of a·dz and of a·dz·x̂·rstd over the group.
+pub(super) fn input_gradient<'k>(
+    storage: Storage,
+    silu: bool,
+    operands: [Value<'k, F32>; 2],
+    k: &Coefficients<'k>,
+    [offset, slope]: [Value<'k, F32>; 2],
+) -> Value<'k, F32> {
+    let [centred, dz] = through_activation(storage, silu, operands, k);
+    k.a.mul_add(dz, -offset) - centred * slope
 }
 
 impl Variant for Sums {
@@ -92,8 +106,11 @@ impl Variant for Sums {
         let sums: Vec<_> = (0..walk.width)
             .map(|_| [k.variable(0.0f32), k.variable(0.0f32)])
             .collect();
-        k.if_(walk.channel.lt(walk.extents.c), || {
-            let coefficients = Coefficients::load(walk, affine);
+        let coefficients =
+            walk.of_channels(|channel| Coefficients::load(walk, affine, channel).numbers());
+        k.if_(walk.exists(), || {
+            let coefficients = coefficients.get(walk.column).into_iter();
+            let coefficients: Vec<_> = coefficients.map(Coefficients::from_numbers).collect();
             walk.for_each_pixel(|element| {
                 let dy = dy.at(element).load_span(walk.width);
                 let x = x.at(element).load_span(walk.width);
@@ -131,9 +148,7 @@ impl Variant for Sums {
             }
         });
         k.barrier();
-        let here = k.thread_x();
-        let channel = k.cta_y() * tile + here;
-        k.if_(here.lt(tile) & channel.lt(walk.extents.c), || {
+        walk.for_each_channel(|here, channel| {
             let [sum, sum_x] = halves.map(|half| {
                 let of_warp = |warp: u32| half.at(here).at(warp * tile).load();
                 (1..warps).fold(of_warp(0), |sum, warp| sum + of_warp(warp))
@@ -165,9 +180,10 @@ impl Variant for MergeSums {
         k.contract(&format!(
             "totals[image] = sums of dz and of dz * xhat by channel; means[image, group] = what dx subtracts;\n\
              dscale {} gamma * sum(dz * xhat) + beta * sum(dz), dshift {} sum(dz).\n\
-             Grid: ceil(n * groups / {WARPS}) CTAs; one warp a group.",
+             {}",
             self.accum.symbol(),
-            self.accum.symbol()
+            self.accum.symbol(),
+            merging::GRID
         ));
         let totals = k.buffer::<F32>("totals");
         let means = k.buffer::<F32>("means");
@@ -175,50 +191,51 @@ impl Variant for MergeSums {
         let partials = k.buffer::<F32>("partials").read_only();
         let affine = Affine::parameters(k, self.storage);
         let extents = Extents::parameters(k);
-        let n = k.parameter::<U32>("n");
-        let index = k.cta_x() * WARPS + k.warp();
-        // Whole warps leave together.
-        k.exit_if(index.ge(n * extents.groups));
-        let (image, group) = (index / extents.groups, index % extents.groups);
-        let (width, c) = (extents.width(), extents.c);
-        let rstd = affine.rstd.at(index).load();
-
-        k.comment("every 32nd channel of the group");
-        let [offset, slope] = [0.0f32; 2].map(|zero| k.variable(zero));
-        k.for_(k.lane(), width, 32, |i| {
-            let channel = group * width + i;
-            let [dz, dzx] = [0.0f32; 2].map(|zero| k.variable(zero));
-            k.for_(0, extents.blocks(), 1, |block| {
-                let from = partials.at(extents.partial(image, block) + channel);
-                dz.set(dz + from.load());
-                dzx.set(dzx + from.at(c).load());
-            });
-            let (dz, dzx) = (dz.get(), dzx * rstd);
-            let to = image * 2 * c + channel;
-            totals.at(to).store(dz);
-            totals.at(to).at(c).store(dzx);
-            let gamma = affine.gamma.at(channel).load();
-            let [scale, _] = affine.scale_shift(k, c, image, channel, 1)[0];
-            let a = rstd * gamma * scale;
-            offset.set(a.mul_add(dz, offset));
-            slope.set(a.mul_add(dzx, slope));
-            k.if_(dscale_shift.is_present(), || {
-                let beta = affine.beta.at(channel).load();
-                let dscale = gamma.mul_add(dzx, beta * dz);
-                dscale_shift.at(to).put_span(self.accum, &[dscale]);
-                dscale_shift.at(to).at(c).put_span(self.accum, &[dz]);
-            });
-        });
-        k.comment("the lanes together");
-        let [offset, slope] = [offset, slope].map(|sum| {
-            let lanes = [16, 8, 4, 2, 1].into_iter();
-            lanes.fold(sum.get(), |sum, mask| sum + k.shuffle_xor(sum, mask))
-        });
-        k.if_(k.lane().eq(0), || {
-            let count = (extents.pixels * width).to_f32();
-            let to = means.at(index * 2);
-            to.store(offset / count);
-            to.at(1).store(slope / count * rstd);
+        let c = extents.c;
+        let merging = Merging::new(k, extents);
+        let image = merging.image;
+        let sums = [0.0f32; 2].map(|zero| k.variable(zero));
+        merging.for_each_channel(
+            |channel| {
+                let [dz, dzx] = [0.0f32; 2].map(|zero| k.variable(zero));
+                merging.for_each_block(|block| {
+                    let from = partials.at(extents.partial(image, block) + channel);
+                    dz.set(dz + from.load());
+                    dzx.set(dzx + from.at(c).load());
+                });
+                [dz.get(), dzx.get()]
+            },
+            |channel, of_warps| {
+                let [dz, dzx] = [0, 1].map(|i: usize| {
+                    let terms = of_warps.iter().map(|pair| pair[i]);
+                    terms.reduce(|sum, term| sum + term).expect("warps")
+                });
+                let group = image * extents.groups + channel / merging.width;
+                let [mean, rstd] = affine.statistics(group);
+                let dzx = dzx * rstd;
+                let to = image * 2 * c + channel;
+                totals.at(to).store(dz);
+                totals.at(to).at(c).store(dzx);
+                let gains = affine.gains(k, c, image, channel);
+                k.if_(dscale_shift.is_present(), || {
+                    let dscale = gains.gamma.mul_add(dzx, gains.beta * dz);
+                    dscale_shift.at(to).put_span(self.accum, &[dscale]);
+                    dscale_shift.at(to).at(c).put_span(self.accum, &[dz]);
+                });
+                let a = gains.coefficients([mean, rstd]).a;
+                [a * dz, a * dzx * rstd]
+            },
+            |terms| {
+                let pairs = sums.iter().zip(terms);
+                pairs.for_each(|(sum, term)| sum.set(*sum + term));
+            },
+        );
+        let (exists, group) = merging.own_group();
+        k.if_(exists, || {
+            let count = (extents.pixels * merging.width).to_f32();
+            means
+                .at(group * 2)
+                .store_vector(sums.map(|sum| sum / count));
         });
     }
 }
@@ -312,25 +329,27 @@ impl Variant for InputGradient {
         let x = k.floats(storage, "x").read_only();
         let affine = Affine::parameters(k, storage);
         let walk = Walk::new(k, self.channels, Extents::parameters(k));
-        k.exit_if(walk.channel.ge(walk.extents.c));
-        let coefficients: Vec<_> = Coefficients::load(walk, affine)
-            .into_iter()
-            .map(|coefficients| {
-                let from = means.at(coefficients.group * 2);
-                (coefficients, [from.load(), from.at(1).load()])
+        let coefficients = walk.of_channels(|channel| {
+            let [mean, a, b] = Coefficients::load(walk, affine, channel).numbers();
+            let extents = walk.extents;
+            let group = walk.image * extents.groups + channel / extents.width();
+            let [offset, slope] = means.at(group * 2).load_vector();
+            [mean, a, b, offset, slope]
+        });
+        k.exit_if(!walk.exists());
+        let coefficients = coefficients.get(walk.column).into_iter();
+        let coefficients: Vec<_> = coefficients
+            .map(|[mean, a, b, offset, slope]| {
+                let coefficients = Coefficients::from_numbers([mean, a, b]);
+                (coefficients, [offset, slope])
             })
             .collect();
         walk.for_each_pixel(|element| {
             let dy = dy.at(element).load_span(walk.width);
             let x = x.at(element).load_span(walk.width);
-            let gradients: Vec<_> = dy
-                .into_iter()
-                .zip(x)
-                .zip(&coefficients)
-                .map(|((dy, x), (k, [offset, slope]))| {
-                    let [centred, dz] = through_activation(storage, self.silu, [dy, x], k);
-                    k.a.mul_add(dz, -*offset) - centred * *slope
-                })
+            let operands = dy.into_iter().zip(x).zip(&coefficients);
+            let gradients: Vec<_> = operands
+                .map(|((dy, x), (k, means))| input_gradient(storage, self.silu, [dy, x], k, *means))
                 .collect();
             dx.at(element).put_span(self.accum, &gradients);
         });

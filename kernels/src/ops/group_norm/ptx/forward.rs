@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ops::variants::Variant;
-use crate::ptx::Variable;
+use crate::ptx::{F32, Variable};
 
 /// Each block's mean, and sum of squared distances from it, per channel. Launch over [`Sizes::pixels_grid`] with
 /// `Write(partials), Read(x), U32(pixels), U32(c), U32(groups)`.
@@ -10,7 +10,7 @@ use crate::ptx::Variable;
 pub struct Moments(pub Channels);
 
 /// Each group's mean and reciprocal standard deviation, f32 [n, groups]. Launch over [`Sizes::groups_grid`] with
-/// `Write(mean), Write(rstd), Read(partials), U32(pixels), U32(c), U32(groups), U32(n), F32(eps)`.
+/// `Write(mean), Write(rstd), Read(partials), U32(pixels), U32(c), U32(groups), U32(groups_beside), F32(eps)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merge;
 
@@ -49,15 +49,21 @@ impl<'k> Set<'k> {
         [self.mean, k.rcp_rn(deviation)]
     }
 
-    /// The set of the lane whose number differs by the bits of `mask`.
-    fn of_lane(self, k: &'k Assembler, mask: u32) -> Set<'k> {
-        let [count, mean, squares] =
-            [self.count, self.mean, self.squares].map(|x| k.shuffle_xor(x, mask));
+    pub fn numbers(self) -> [Value<'k, F32>; 3] {
+        [self.count, self.mean, self.squares]
+    }
+
+    pub fn from_numbers([count, mean, squares]: [Value<'k, F32>; 3]) -> Set<'k> {
         Set {
             count,
             mean,
             squares,
         }
+    }
+
+    /// The set of the lane whose number differs by the bits of `mask`.
+    fn of_lane(self, k: &'k Assembler, mask: u32) -> Set<'k> {
+        Set::from_numbers(self.numbers().map(|x| k.shuffle_xor(x, mask)))
     }
 }
 
@@ -170,9 +176,7 @@ impl Variant for Moments {
             }
         });
         k.barrier();
-        let here = k.thread_x();
-        let channel = k.cta_y() * tile + here;
-        k.if_(here.lt(tile) & channel.lt(walk.extents.c), || {
+        walk.for_each_channel(|here, channel| {
             let of_warp = |warp: u32| Set {
                 count: counts.at(here).at(warp * tile).load(),
                 mean: means.at(here).at(warp * tile).load(),
@@ -198,45 +202,55 @@ impl Variant for Merge {
     }
 
     fn block(&self) -> [u32; 3] {
-        [WARPS * 32, 1, 1]
+        [THREADS, 1, 1]
     }
 
     fn write(&self, k: &Assembler) {
         k.contract(&format!(
-            "mean and 1 / sqrt(variance + eps) of every image's groups, from its blocks' and channels' moments.\n\
-             Grid: ceil(n * groups / {WARPS}) CTAs; one warp a group."
+            "mean and 1 / sqrt(variance + eps) of every image's groups, from its blocks' and channels' moments.\n{}",
+            merging::GRID
         ));
         let mean = k.buffer::<F32>("mean");
         let rstd = k.buffer::<F32>("rstd");
         let partials = k.buffer::<F32>("partials").read_only();
         let extents = Extents::parameters(k);
-        let n = k.parameter::<U32>("n");
+        let merging = Merging::new(k, extents);
         let eps = k.parameter::<F32>("eps");
-        let index = k.cta_x() * WARPS + k.warp();
-        // Whole warps leave together.
-        k.exit_if(index.ge(n * extents.groups));
-        let (image, group) = (index / extents.groups, index % extents.groups);
-        let width = extents.width();
-
-        k.comment("every 32nd channel of a block");
-        let growing = Growing::new(k);
-        k.for_(k.lane(), extents.blocks() * width, 32, |item| {
-            let (block, channel) = (item / width, group * width + item % width);
-            let pixels = (extents.pixels - block * PIXELS).min(PIXELS);
-            let from = partials.at(extents.partial(image, block) + channel);
-            let set = Set {
-                count: pixels.to_f32(),
-                mean: from.load(),
-                squares: from.at(extents.c).load(),
-            };
-            growing.set(growing.get().merge(set));
-        });
-        k.comment("the lanes together");
-        let all = growing.over_warp(k);
-        k.if_(k.lane().eq(0), || {
-            let [its_mean, its_rstd] = all.statistics(k, eps);
-            mean.at(index).store(its_mean);
-            rstd.at(index).store(its_rstd);
+        let pixels = extents.pixels.to_f32();
+        let all = Growing::new(k);
+        merging.for_each_channel(
+            |channel| {
+                let growing = Growing::new(k);
+                merging.for_each_block(|block| {
+                    let from = partials.at(extents.partial(merging.image, block) + channel);
+                    let set = Set {
+                        count: (extents.pixels - block * PIXELS).min(PIXELS).to_f32(),
+                        mean: from.load(),
+                        squares: from.at(extents.c).load(),
+                    };
+                    growing.set(growing.get().merge(set));
+                });
+                growing.get().numbers()
+            },
+            |_, of_warps| {
+                let sets = of_warps.into_iter().map(Set::from_numbers);
+                let Set { mean, squares, .. } = sets.reduce(Set::merge).expect("warps");
+                [mean, squares]
+            },
+            |[mean, squares]| {
+                let set = Set {
+                    count: pixels,
+                    mean,
+                    squares,
+                };
+                all.set(all.get().merge(set));
+            },
+        );
+        let (exists, group) = merging.own_group();
+        k.if_(exists, || {
+            let [its_mean, its_rstd] = all.get().statistics(k, eps);
+            mean.at(group).store(its_mean);
+            rstd.at(group).store(its_rstd);
         });
     }
 }
@@ -287,8 +301,11 @@ impl Variant for Apply {
         let x = k.floats(storage, "x").read_only();
         let affine = Affine::parameters(k, storage);
         let walk = Walk::new(k, self.channels, Extents::parameters(k));
-        k.exit_if(walk.channel.ge(walk.extents.c));
-        let coefficients = Coefficients::load(walk, affine);
+        let coefficients =
+            walk.of_channels(|channel| Coefficients::load(walk, affine, channel).numbers());
+        k.exit_if(!walk.exists());
+        let coefficients = coefficients.get(walk.column).into_iter();
+        let coefficients: Vec<_> = coefficients.map(Coefficients::from_numbers).collect();
         walk.for_each_pixel(|element| {
             let values = x.at(element).load_span(walk.width);
             let normalised = normalise(storage, self.silu, values, &coefficients);

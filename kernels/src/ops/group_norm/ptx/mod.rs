@@ -1,20 +1,33 @@
 //! Group normalisation on GPUs.
 //!
-//! Images are cut into blocks of pixels and tiles of channels; every row of a tile is whole sectors of memory, whatever a
-//! group's width. Where groups fit on chip, the forward pass is one kernel ([`whole`]): one read and one write. Else it reads
-//! x for its moments, merges the blocks' moments to each group's (count, mean, sum of squared distances from the mean: never
-//! E[x²] − m²), and reads x again to write y: two reads and one write. The backward pass has the latter shape.
+//! Where groups fit on chip, a pass is one kernel, whose CTAs have slabs of an image ([`slab`]): the forward pass
+//! ([`whole`]) reads x and writes y, the backward pass ([`whole_backward`]) reads dy and x and writes dx, each once.
+//!
+//! Elsewhere images are cut into blocks of pixels and tiles of channels ([`walk`]); every row of a tile is whole sectors of
+//! memory, whatever a group's width. The forward pass reads x for its moments, merges the blocks' moments ([`merging`]) to
+//! each group's (count, mean, sum of squared distances from the mean: never E[x²] − m²), and reads x again to write y: two
+//! reads and one write. The backward pass has the same shape.
+//!
+//! What every pixel of a channel needs is read from memory by one thread of a CTA, and by the others on chip.
 
+mod affine;
 pub mod backward;
 pub mod forward;
+mod merging;
+mod slab;
 #[cfg(test)]
 mod tests;
+mod walk;
 pub mod whole;
+pub mod whole_backward;
 
 use super::GroupNorm;
 use crate::ops::variants::{Refused, count};
-use crate::ptx::{Assembler, F32, Fast, Floats, Global, Pointer, Storage, U32, Value};
-use crate::real::Real;
+use crate::ptx::{Assembler, Storage, U32, Value};
+use affine::{Affine, Coefficients, OfChannels, sigmoid};
+use merging::Merging;
+use slab::Slab;
+use walk::Walk;
 
 /// Chunks of channels beside each other that a CTA treats: 128 bytes of a row where chunks are whole.
 const COLUMNS: u32 = 8;
@@ -24,8 +37,8 @@ const ROWS: u32 = 32;
 const PIXELS: u32 = 256;
 /// Threads of a CTA.
 const THREADS: u32 = COLUMNS * ROWS;
-/// Groups that a CTA of the merging kernels treats: one a warp.
-const WARPS: u32 = 4;
+/// Warps of a CTA.
+const WARPS: u32 = THREADS / 32;
 
 /// How a tensor's channels lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +80,10 @@ pub struct Sizes {
     pub channels: Channels,
     /// Grid of the kernels that walk through pixels: blocks, tiles of channels, images.
     pub pixels_grid: [u32; 3],
-    /// Grid of the kernels that merge blocks.
+    /// Grid of the kernels that merge blocks: groups, images.
     pub groups_grid: [u32; 3],
+    /// Groups that a CTA of these has.
+    pub groups_beside: usize,
     /// Grid of the kernel that sums over images.
     pub channels_grid: [u32; 3],
     /// f32 of the blocks' partial sums: scratch memory between the kernels.
@@ -106,14 +121,24 @@ pub fn sizes(d: &GroupNorm, storage: Storage) -> Result<Sizes, Refused> {
     }
     let partials = d.n * blocks * 2 * d.c;
     count(partials, "the number of partial sums")?;
+    let beside = merging::beside(d.c / d.groups);
     Ok(Sizes {
         channels,
         pixels_grid: [blocks as u32, tiles as u32, d.n as u32],
-        groups_grid: [(d.n * d.groups).div_ceil(WARPS as usize) as u32, 1, 1],
+        groups_grid: [d.groups.div_ceil(beside) as u32, d.n as u32, 1],
+        groups_beside: beside,
         channels_grid: [d.c.div_ceil(THREADS as usize) as u32, 1, 1],
         partials,
         totals: d.n * 2 * d.c,
     })
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut greatest_divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (greatest_divisor, rest) = (rest, greatest_divisor % rest);
+    }
+    a / greatest_divisor * b
 }
 
 /// The numbers that every kernel here is passed, in this order.
@@ -142,169 +167,5 @@ impl<'k> Extents<'k> {
     /// Where the first of a block's two sums for channel 0 lies among the partial sums.
     fn partial(self, image: Value<'k, U32>, block: Value<'k, U32>) -> Value<'k, U32> {
         (image * self.blocks() + block) * 2 * self.c
-    }
-}
-
-/// What a thread of a CTA that walks through pixels treats: some channels of every 32nd pixel of a block.
-#[derive(Clone, Copy)]
-struct Walk<'k> {
-    k: &'k Assembler,
-    extents: Extents<'k>,
-    image: Value<'k, U32>,
-    block: Value<'k, U32>,
-    /// The thread's column and row of the CTA.
-    column: Value<'k, U32>,
-    row: Value<'k, U32>,
-    /// The first of its channels, and how many it has.
-    channel: Value<'k, U32>,
-    width: u32,
-}
-
-impl<'k> Walk<'k> {
-    fn new(k: &'k Assembler, channels: Channels, extents: Extents<'k>) -> Walk<'k> {
-        k.comment("the CTA's block and channels, and this thread's among them");
-        // Registers for a chunk's coefficients: ptxas would rather spill some to fit more CTAs.
-        k.min_ctas(2);
-        let width = channels.width();
-        extents.c.assume_multiple_of(width.into());
-        let (column, row) = (k.thread_x() % COLUMNS, k.thread_x() / COLUMNS);
-        Walk {
-            k,
-            extents,
-            image: k.cta_z(),
-            block: k.cta_x(),
-            column,
-            row,
-            channel: (k.cta_y() * COLUMNS + column) * width,
-            width,
-        }
-    }
-
-    /// The first of this thread's elements in a pixel of its image.
-    fn element(self, pixel: Value<'k, U32>) -> Value<'k, U32> {
-        let pixel = self.image * self.extents.pixels + pixel;
-        pixel * self.extents.c + self.channel
-    }
-
-    /// Calls `body` with the first of this thread's elements in each of its pixels, unless its channels do not exist.
-    fn for_each_pixel(self, body: impl Fn(Value<'k, U32>)) {
-        let k = self.k;
-        k.if_(self.channel.lt(self.extents.c), || {
-            let first = self.block * PIXELS;
-            let end = (first + PIXELS).min(self.extents.pixels);
-            k.for_(first + self.row, end, ROWS, |pixel| {
-                body(self.element(pixel))
-            });
-        });
-    }
-}
-
-/// The operands that say how an image's channels are normalised.
-#[derive(Clone, Copy)]
-struct Affine<'k> {
-    mean: Pointer<'k, Global, F32>,
-    rstd: Pointer<'k, Global, F32>,
-    gamma: Floats<'k>,
-    beta: Floats<'k>,
-    /// [n, 2·c], or absent.
-    scale_shift: Floats<'k>,
-}
-
-impl<'k> Affine<'k> {
-    fn parameters(k: &'k Assembler, storage: Storage) -> Affine<'k> {
-        Affine {
-            mean: k.buffer("mean").read_only(),
-            rstd: k.buffer("rstd").read_only(),
-            gamma: k.floats(storage, "gamma").read_only(),
-            beta: k.floats(storage, "beta").read_only(),
-            scale_shift: k.floats(storage, "scale_shift").read_only(),
-        }
-    }
-
-    /// 1 + scale and shift of the channels from `channel` on; 1 and 0 without them.
-    fn scale_shift(
-        self,
-        k: &'k Assembler,
-        c: Value<'k, U32>,
-        image: Value<'k, U32>,
-        channel: Value<'k, U32>,
-        width: u32,
-    ) -> Vec<[Value<'k, F32>; 2]> {
-        let pairs: Vec<_> = (0..width)
-            .map(|_| [k.variable(1.0f32), k.variable(0.0f32)])
-            .collect();
-        k.if_(self.scale_shift.is_present(), || {
-            let scales = self.scale_shift.at(image * 2 * c + channel);
-            let shifts = scales.at(c).load_span(width);
-            for (([one_plus, shift_by], scale), shift) in
-                pairs.iter().zip(scales.load_span(width)).zip(shifts)
-            {
-                one_plus.set(scale + 1.0);
-                shift_by.set(shift);
-            }
-        });
-        pairs.iter().map(|pair| pair.map(|v| v.get())).collect()
-    }
-}
-
-/// What one channel needs: z = (x − mean)·a + b.
-#[derive(Clone, Copy)]
-struct Coefficients<'k> {
-    mean: Value<'k, F32>,
-    a: Value<'k, F32>,
-    b: Value<'k, F32>,
-    /// The number of its group among all images' groups.
-    group: Value<'k, U32>,
-}
-
-impl<'k> Coefficients<'k> {
-    /// Of the thread's channels; only where they exist.
-    fn load(walk: Walk<'k>, affine: Affine<'k>) -> Vec<Coefficients<'k>> {
-        let first = walk.image * walk.extents.groups;
-        Coefficients::with(walk, affine, |group| {
-            [affine.mean, affine.rstd].map(|of| of.at(first + group).load())
-        })
-    }
-
-    /// With the mean and rstd of each of the image's groups from elsewhere.
-    fn with(
-        walk: Walk<'k>,
-        affine: Affine<'k>,
-        statistics: impl Fn(Value<'k, U32>) -> [Value<'k, F32>; 2],
-    ) -> Vec<Coefficients<'k>> {
-        let Walk {
-            k,
-            extents,
-            image,
-            channel,
-            width,
-            ..
-        } = walk;
-        k.comment("z = (x - mean) * a + b");
-        let gamma = affine.gamma.at(channel).load_span(width);
-        let beta = affine.beta.at(channel).load_span(width);
-        let scale_shift = affine.scale_shift(k, extents.c, image, channel, width);
-        let group_width = extents.width();
-        let channels = (0..width).zip(gamma).zip(beta).zip(scale_shift);
-        channels
-            .map(|(((i, gamma), beta), [scale, shift])| {
-                let group = (channel + i) / group_width;
-                let [mean, rstd] = statistics(group);
-                Coefficients {
-                    mean,
-                    a: rstd * gamma * scale,
-                    b: beta.mul_add(scale, shift),
-                    group: image * extents.groups + group,
-                }
-            })
-            .collect()
-    }
-}
-
-/// z·σ(z) and its like: as exact as the storage deserves.
-fn sigmoid<'k>(storage: Storage, z: Value<'k, F32>) -> Value<'k, F32> {
-    match storage {
-        Storage::F32 => z.sigmoid(),
-        Storage::Bf16 => Fast(z).sigmoid().0,
     }
 }

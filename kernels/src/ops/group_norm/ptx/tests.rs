@@ -14,7 +14,41 @@ fn lengths(d: &GroupNorm) -> [usize; 3] {
     [d.n * d.pixels * d.c, d.n * d.groups, d.n * 2 * d.c]
 }
 
-/// What the kernels compute, as floats.
+/// A gradient of `n` elements, with what it is added to.
+fn destination(storage: Storage, accum: Accum, former: f32, n: usize) -> Operand {
+    match accum {
+        Accum::Replace => Operand::Out(n * storage.bytes() as usize),
+        Accum::Add => Operand::InOut(encode(storage, &vec![former; n])),
+    }
+}
+
+/// dgamma and dbeta, from the images' totals.
+fn parameter_gradients(
+    d: &GroupNorm,
+    storage: Storage,
+    accum: Accum,
+    former: f32,
+    totals: Operand,
+    scale_shift: Operand,
+) -> [Vec<f32>; 2] {
+    let plan = Plan {
+        variant: Parameters { storage, accum },
+        grid: sizes(d, storage).expect("few elements").channels_grid,
+    };
+    let gradient = destination(storage, accum, former, d.c);
+    let operands = [
+        gradient.clone(),
+        gradient,
+        totals,
+        scale_shift,
+        Operand::U32(d.c as u32),
+        Operand::U32(d.n as u32),
+    ];
+    let (gradients, _) = simulate(&plan, &operands);
+    [0, 1].map(|i: usize| decode(storage, &gradients[i]))
+}
+
+/// What the kernels compute that go through the pixels twice, as floats.
 fn gpu(
     d: &GroupNorm,
     storage: Storage,
@@ -30,23 +64,17 @@ fn gpu(
         [&o.x, &o.dy, &o.gamma, &o.beta, &o.scale_shift].map(|x| Operand::In(encode(storage, x)));
     let scale_shift = if scaled { scale_shift } else { Operand::Absent };
     let extents = [d.pixels, d.c, d.groups];
-    let numbers = |more: &[usize]| -> Vec<Operand> {
-        let numbers = extents.iter().chain(more);
-        numbers.map(|&n| Operand::U32(n as u32)).collect()
-    };
+    let numbers = || extents.map(|n| Operand::U32(n as u32)).to_vec();
     let single = |n: usize| Operand::Out(4 * n);
     let [elements, groups, dscale_shift] = lengths(d);
-    let out = |n: usize| match accum {
-        Accum::Replace => Operand::Out(n * storage.bytes() as usize),
-        Accum::Add => Operand::InOut(encode(storage, &vec![former; n])),
-    };
+    let out = |n| destination(storage, accum, former, n);
     let pixels = sizes.pixels_grid;
 
     let plan = Plan {
         variant: Moments(channels),
         grid: pixels,
     };
-    let operands = [vec![single(sizes.partials), x.clone()], numbers(&[])].concat();
+    let operands = [vec![single(sizes.partials), x.clone()], numbers()].concat();
     let partials = Operand::In(simulate(&plan, &operands).0.remove(0));
 
     let plan = Plan {
@@ -54,10 +82,11 @@ fn gpu(
         grid: sizes.groups_grid,
     };
     let eps = Operand::F32(d.eps as f32);
+    let beside = Operand::U32(sizes.groups_beside as u32);
     let operands = [
         vec![single(groups), single(groups), partials],
-        numbers(&[d.n]),
-        vec![eps],
+        numbers(),
+        vec![beside.clone(), eps],
     ];
     let (statistics, _) = simulate(&plan, &operands.concat());
     let [mean, rstd] = [0, 1].map(|i: usize| decode(Storage::F32, &statistics[i]));
@@ -72,7 +101,7 @@ fn gpu(
         grid: pixels,
     };
     let y = Operand::Out(elements * storage.bytes() as usize);
-    let operands = [vec![y, x.clone()], affine.clone(), numbers(&[])].concat();
+    let operands = [vec![y, x.clone()], affine.clone(), numbers()].concat();
     let y = simulate(&plan, &operands).0.remove(0);
 
     let plan = Plan {
@@ -82,7 +111,7 @@ fn gpu(
     let operands = [
         vec![single(sizes.partials), dy.clone(), x.clone()],
         affine.clone(),
-        numbers(&[]),
+        numbers(),
     ];
     let partials = Operand::In(simulate(&plan, &operands.concat()).0.remove(0));
 
@@ -102,25 +131,14 @@ fn gpu(
             partials,
         ],
         affine.clone(),
-        numbers(&[d.n]),
+        numbers(),
+        vec![beside],
     ];
     let mut merged = simulate(&plan, &operands.concat()).0.into_iter();
     let [totals, means] = [(); 2].map(|()| Operand::In(merged.next().expect("written")));
     let dscale_shift = merged.next().map(|b| decode(storage, &b));
 
-    let plan = Plan {
-        variant: Parameters { storage, accum },
-        grid: sizes.channels_grid,
-    };
-    let operands = [
-        out(d.c),
-        out(d.c),
-        totals,
-        scale_shift,
-        Operand::U32(d.c as u32),
-        Operand::U32(d.n as u32),
-    ];
-    let (parameters, _) = simulate(&plan, &operands);
+    let parameters = parameter_gradients(d, storage, accum, former, totals, scale_shift);
 
     let plan = Plan {
         variant: InputGradient {
@@ -130,15 +148,15 @@ fn gpu(
         },
         grid: pixels,
     };
-    let operands = [vec![out(elements), means, dy, x], affine, numbers(&[])].concat();
+    let operands = [vec![out(elements), means, dy, x], affine, numbers()].concat();
     let dx = simulate(&plan, &operands).0.remove(0);
     [
         decode(storage, &y),
         mean,
         rstd,
         decode(storage, &dx),
-        decode(storage, &parameters[0]),
-        decode(storage, &parameters[1]),
+        parameters[0].clone(),
+        parameters[1].clone(),
         dscale_shift.unwrap_or_default(),
     ]
 }
@@ -170,6 +188,58 @@ fn in_one_launch(
     }
     let storages = [storage, Storage::F32, Storage::F32];
     Some([0, 1, 2].map(|i: usize| decode(storages[i], &written[i])))
+}
+
+/// dx, dgamma, dbeta and dscale_shift of the kernel that keeps groups on chip, if it takes them, from the forward pass's
+/// statistics. It moves every byte once.
+fn backward_in_one_launch(
+    d: &GroupNorm,
+    storage: Storage,
+    o: &Operands<f32>,
+    scaled: bool,
+    accum: Accum,
+    former: f32,
+    statistics: [&[f32]; 2],
+) -> Option<[Vec<f32>; 4]> {
+    let call = whole_backward::config(d, storage, [accum; 2])?;
+    let [elements, _, dscale_shift] = lengths(d);
+    let out = |n| destination(storage, accum, former, n);
+    let read = |x: &[f32]| Operand::In(encode(storage, x));
+    let scale_shift = match scaled {
+        true => read(&o.scale_shift),
+        false => Operand::Absent,
+    };
+    let mut operands = vec![
+        out(elements),
+        Operand::Absent,
+        Operand::Out(4 * 2 * d.n * d.c),
+    ];
+    if scaled {
+        operands[1] = out(dscale_shift);
+    }
+    operands.extend([&o.dy, &o.x].map(|x| read(x)));
+    operands.extend(statistics.map(|x| Operand::In(encode(Storage::F32, x))));
+    operands.extend([&o.gamma, &o.beta].map(|x| read(x)));
+    operands.push(scale_shift.clone());
+    operands.extend(call.numbers.iter().map(|&n| Operand::U32(n)));
+    let (written, profile) = simulate(&call.plan, &operands);
+    if elements > 30_000 && accum == Accum::Replace {
+        let least = 3 * elements * storage.bytes() as usize;
+        assert_moves(&format!("backward {d:?} {storage:?}"), &profile, least);
+    }
+    // Gradients that nobody wants change none of the others.
+    operands[0] = Operand::Absent;
+    operands[1] = Operand::Absent;
+    let (alone, _) = simulate(&call.plan, &operands);
+    assert_eq!(alone.first(), written.last(), "{d:?} {storage:?}");
+
+    let mut written = written.into_iter();
+    let dx = decode(storage, &written.next()?);
+    let dscale_shift = scaled.then(|| written.next()).flatten();
+    let totals = Operand::In(written.next()?);
+    let [dgamma, dbeta] = parameter_gradients(d, storage, accum, former, totals, scale_shift);
+    let dscale_shift = dscale_shift.map(|x| decode(storage, &x));
+    Some([dx, dgamma, dbeta, dscale_shift.unwrap_or_default()])
 }
 
 fn check(d: &GroupNorm, storage: Storage, scaled: bool, accum: Accum, offset: f32) {
@@ -204,6 +274,18 @@ fn check(d: &GroupNorm, storage: Storage, scaled: bool, accum: Accum, offset: f3
     for (i, got) in at_once.iter().flatten().enumerate() {
         let case = format!("{} of {d:?} {storage:?} in one launch", NAMES[i]);
         let storage = if i == 0 { storage } else { Storage::F32 };
+        assert_within_budget(&case, storage, got, &plain[i], &exact[i]);
+    }
+    let statistics = [&got[1][..], &got[2]];
+    let backward = backward_in_one_launch(d, storage, &o, scaled, accum, former as f32, statistics);
+    for (i, got) in (3..).zip(backward.iter().flatten()) {
+        if i == 6 && !scaled {
+            continue;
+        }
+        let case = format!(
+            "{} of {d:?} {storage:?} scaled {scaled} {accum:?} in one launch",
+            NAMES[i]
+        );
         assert_within_budget(&case, storage, got, &plain[i], &exact[i]);
     }
     for i in 0..7 {
@@ -250,24 +332,39 @@ fn all_variants_and_odd_shapes() {
     }
 }
 
-/// Slabs of whole lines and of sectors alone, the last one narrower, in few rounds and in many.
+/// Slabs of whole lines and of sectors alone, the last one narrower, in few rounds and in many, one group of many channels.
 #[test]
 fn groups_that_fit_on_chip() {
     for storage in Storage::ALL {
-        for (d, scaled) in [
-            (norm(1, 1, 8, 2, false), false),
-            (norm(2, 64, 64, 32, true), true),
-            (norm(1, 49, 160, 8, true), false),
-            (norm(2, 300, 72, 3, false), true),
-            (norm(1, 1024, 96, 32, true), false),
+        for (d, scaled, accum) in [
+            (norm(1, 1, 8, 2, false), false, Accum::Add),
+            (norm(2, 64, 64, 32, true), true, Accum::Replace),
+            (norm(1, 49, 160, 8, true), false, Accum::Replace),
+            (norm(2, 300, 72, 3, false), true, Accum::Add),
+            (norm(6, 5, 328, 1, true), true, Accum::Replace),
+            (norm(1, 512, 96, 32, true), false, Accum::Replace),
         ] {
-            assert!(whole::config(&d, storage).is_some(), "{d:?}");
-            check(&d, storage, scaled, Accum::Replace, 0.0);
+            assert_eq!(kept(&d, storage), [true; 2], "{d:?}");
+            check(&d, storage, scaled, accum, 0.0);
         }
-        let kept = |d: GroupNorm| whole::config(&d, storage).is_some();
-        assert!(!kept(norm(1, 128 * 128, 128, 32, true)));
-        assert!(!kept(norm(1, 4, 6, 3, true)) && !kept(norm(1, 7, 10, 10, true)));
+        // Room for x, but not for dy beside it.
+        let d = norm(1, 1024, 96, 32, true);
+        assert_eq!(kept(&d, storage), [true, false]);
+        check(&d, storage, false, Accum::Replace, 0.0);
+        for d in [
+            norm(1, 128 * 128, 128, 32, true),
+            norm(1, 4, 6, 3, true),
+            norm(1, 7, 10, 10, true),
+        ] {
+            assert_eq!(kept(&d, storage), [false; 2], "{d:?}");
+        }
     }
+}
+
+/// Whether the forward and the backward pass keep groups on chip.
+fn kept(d: &GroupNorm, storage: Storage) -> [bool; 2] {
+    let backward = whole_backward::config(d, storage, [Accum::Replace; 2]);
+    [whole::config(d, storage).is_some(), backward.is_some()]
 }
 
 /// Where E[x²] − m² would have lost every digit of the variance.
