@@ -8,7 +8,7 @@ use crate::ops::reduction::{Fold, over_cta, over_warp};
 use crate::ops::spans::Access;
 use crate::ops::variants::{Refused, Variant, count};
 use crate::ptx::{
-    Assembler, F32, Fast, Floats, Global, Pointer, Pred, Storage, U32, Value, Variable,
+    Assembler, F32, Fast, Floats, Global, Pointer, Pred, Shared, Storage, U32, Value, Variable,
 };
 use crate::real::Real;
 
@@ -16,8 +16,6 @@ pub use crate::ops::elementwise::THREADS;
 
 /// The most blocks of rows: two for each multiprocessor of the largest GPUs.
 const MOST_BLOCKS: usize = 264;
-/// The least rows of a block. What a block writes for each column is at most 5 % of what it then reads and writes.
-const LEAST_ROWS: usize = 32;
 
 /// Who treats a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,18 +145,19 @@ impl Rows {
         Ok(Call::new(variant(rows), grid, vec![n as u32, spans]))
     }
 
-    /// The call of a kernel whose CTAs each treat a [`Block`] of consecutive rows, and the number of blocks. Its numbers are
-    /// the rows, the spans of a row, and the rows of a block.
+    /// The call of a kernel whose CTAs each treat a [`Block`] of `least` consecutive rows or more, and the number of blocks.
+    /// Its numbers are the rows, the spans of a row, and the rows of a block.
     ///
     /// # Errors
     /// If there are more elements than kernels count.
     pub fn call_blocks<V: Variant>(
         storage: Storage,
         [n, c]: [usize; 2],
+        least: usize,
         variant: impl FnOnce(Rows) -> V,
     ) -> Result<(Call<V>, usize), Refused> {
         let (rows, spans) = Rows::of(storage, [n, c])?;
-        let block = n.div_ceil(MOST_BLOCKS).max(LEAST_ROWS);
+        let block = n.div_ceil(MOST_BLOCKS).max(least);
         let blocks = n.div_ceil(block);
         let numbers = vec![n as u32, spans, block as u32];
         let call = Call::new(variant(rows), linear_grid(blocks)?, numbers);
@@ -229,14 +228,15 @@ impl Rows {
         let spans = k.parameter::<U32>("row_spans");
         let rows = k.parameter::<U32>("block_rows");
         let start = k.cta_x() * rows;
-        let (first, thread) = match self.team {
-            Team::Warp(_) => (start + k.warp(), k.lane()),
-            Team::Cta(_) | Team::Streaming => (start, k.thread_x()),
+        let (side, thread) = match self.team {
+            Team::Warp(_) => (k.warp(), k.lane()),
+            Team::Cta(_) | Team::Streaming => (Value::from_bits(0), k.thread_x()),
         };
         Block {
             rows: self,
-            first,
+            start,
             end: n.min(start + rows),
+            side,
             shared: Row {
                 k,
                 rows: self,
@@ -252,9 +252,45 @@ impl Rows {
 #[derive(Clone, Copy)]
 pub struct Block<'k> {
     rows: Rows,
-    first: Value<'k, U32>,
+    /// The first row, and the one behind the last.
+    start: Value<'k, U32>,
     end: Value<'k, U32>,
+    /// Which of the rows that are treated side by side is this thread's.
+    side: Value<'k, U32>,
     shared: Row<'k>,
+}
+
+/// A number of every row in memory and, while the block treats it, on chip: so that memory moves whole sectors, of which one
+/// row's number is an eighth.
+#[derive(Clone, Copy)]
+pub struct RowNumbers<'k> {
+    /// The block's first row.
+    start: Value<'k, U32>,
+    in_memory: Pointer<'k, Global, F32>,
+    on_chip: Pointer<'k, Shared, F32>,
+    direction: Direction,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+impl<'k> RowNumbers<'k> {
+    fn of(self, row: Row<'k>) -> Pointer<'k, Shared, F32> {
+        self.on_chip.at((row.index - self.start) % THREADS)
+    }
+
+    /// That of a row.
+    pub fn get(self, row: Row<'k>) -> Value<'k, F32> {
+        self.of(row).load()
+    }
+
+    /// Writes that of a row, in one of its threads.
+    pub fn set(self, row: Row<'k>, number: Value<'k, F32>) {
+        row.once(|| self.of(row).store(number));
+    }
 }
 
 impl<'k> Block<'k> {
@@ -263,14 +299,81 @@ impl<'k> Block<'k> {
         self.shared
     }
 
-    /// Calls `body` for each of this thread's rows. A CTA's shared memory is used again by the next row: `body` must fold
-    /// twice at least, so that the second one's barrier lies between.
-    pub fn for_each_row(self, body: impl FnOnce(Row<'k>)) {
+    /// Reads what all rows share, once for the CTA.
+    pub fn read_shared(self, tensor: Floats<'k>) -> Numbers<'k> {
+        let (row, k) = (self.shared, self.shared.k);
+        // In other teams threads share no columns.
+        let Team::Warp(spans) = self.rows.team else {
+            return row.read(tensor);
+        };
+        let (width, apart) = (self.rows.access.span, spans * 32);
+        let on_chip = k.shared_array::<F32>(width * apart);
+        let i = k.thread_x();
+        k.if_(i.lt(row.spans), || {
+            let values = tensor.at(row.element(i)).load_span(width);
+            // Element by element over the spans: lanes beside each other access different banks.
+            for (e, value) in (0u32..).zip(values) {
+                on_chip.at(i).at(e * apart).store(value);
+            }
+        });
+        k.barrier();
+        let kept = row.zeros();
+        row.for_each_kept(|s, i| {
+            for (e, kept) in (0u32..).zip(&kept[s]) {
+                kept.set(on_chip.at(i).at(e * apart).load());
+            }
+        });
+        Numbers::Kept(kept)
+    }
+
+    /// A number of each row that the kernel reads.
+    pub fn numbers_read(self, in_memory: Pointer<'k, Global, F32>) -> RowNumbers<'k> {
+        self.numbers(in_memory, Direction::Read)
+    }
+
+    /// A number of each row that the kernel writes.
+    pub fn numbers_written(self, in_memory: Pointer<'k, Global, F32>) -> RowNumbers<'k> {
+        self.numbers(in_memory, Direction::Write)
+    }
+
+    fn numbers(self, in_memory: Pointer<'k, Global, F32>, direction: Direction) -> RowNumbers<'k> {
+        RowNumbers {
+            start: self.start,
+            in_memory,
+            on_chip: self.shared.k.shared_array::<F32>(THREADS),
+            direction,
+        }
+    }
+
+    /// Calls `body` for each of this thread's rows, with their numbers at hand. A CTA's shared memory is used again by the
+    /// next row: `body` must fold twice at least, so that the second one's barrier lies between.
+    pub fn for_each_row(self, numbers: &[RowNumbers<'k>], body: impl FnOnce(Row<'k>)) {
         let k = self.shared.k;
-        k.for_(self.first, self.end, self.rows.at_once(), |index| {
-            body(Row {
-                index,
-                ..self.shared
+        let with = |direction| numbers.iter().filter(move |n| n.direction == direction);
+        k.comment("as many rows as numbers of them are kept on chip");
+        k.for_(self.start, self.end, THREADS, |first| {
+            let own = first + k.thread_x();
+            let exists = own.lt(self.end);
+            k.if_(exists, || {
+                for numbers in with(Direction::Read) {
+                    let number = numbers.in_memory.at(own).load();
+                    numbers.on_chip.at(k.thread_x()).store(number);
+                }
+            });
+            k.barrier();
+            let end = self.end.min(first + THREADS);
+            k.for_(first + self.side, end, self.rows.at_once(), |index| {
+                body(Row {
+                    index,
+                    ..self.shared
+                });
+            });
+            k.barrier();
+            k.if_(exists, || {
+                for numbers in with(Direction::Write) {
+                    let number = numbers.on_chip.at(k.thread_x()).load();
+                    numbers.in_memory.at(own).store(number);
+                }
             });
         });
     }
