@@ -6,7 +6,7 @@
 use autograd::{Decay, Device, ParamGrads, ParamInfo, ParamLayout, Params, StepState, Tape, Var};
 use tensor::Tensor;
 use tensor::graph::{Graph, Replay};
-use tensor::ops::muon::{self, Matrix, Rates};
+use tensor::ops::muon::{self, GradientScale, Matrices, Matrix, Rates};
 use tensor::ops::optimizer::{self, AdamW, Arenas, Clipped, Portions, Run, clip_factor};
 
 use crate::config::{Common, Optimizer};
@@ -28,7 +28,7 @@ pub struct Step {
     /// What AdamW updates.
     runs: Vec<Run>,
     /// What Muon updates; the first moment is its momentum.
-    matrices: Vec<Matrix>,
+    matrices: Matrices,
     settings: Settings,
     /// `None` on the CPU.
     on_gpu: Option<OnGpu>,
@@ -94,14 +94,9 @@ pub struct Pass {
 
 impl Step {
     /// # Errors
-    /// If the optimiser has no kernels for the device that the parameters live on.
+    /// If there are more parameters than kernels count.
     pub fn new(params: Params, common: &Common) -> Result<Step> {
         let device = params.device();
-        if device != Device::Cpu && common.optimizer == Optimizer::Muon {
-            return Err(Error::usage(format!(
-                "a step with optimizer = \"muon\" is not taken on {device} yet: set optimizer = \"adamw\", or use --device cpu"
-            )));
-        }
         let zeros = || {
             Tensor::zeros(
                 [params.layout().arena_len()],
@@ -114,6 +109,7 @@ impl Step {
             Optimizer::Muon => matrices(params.layout()),
         };
         let runs = runs(params.layout(), &matrices);
+        let matrices = Matrices::new(&matrices, params.dtype(), device);
         let on_gpu = match device {
             Device::Cpu => None,
             device => Some(OnGpu {
@@ -271,7 +267,34 @@ impl Step {
             ema: Some(&mut self.ema),
         };
         let clipped = optimizer::clip_and_update(arenas, &scalars, max_grad_norm, &gpu.portions)?;
+        self.update_matrices(step, learning_rate, GradientScale::Found(&clipped))?;
         Ok(Asked { losses, clipped })
+    }
+
+    /// Muon's part of an update.
+    fn update_matrices(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        scale: GradientScale,
+    ) -> Result<()> {
+        if self.matrices.all().is_empty() {
+            return Ok(());
+        }
+        let rates = Rates {
+            learning_rate: self.settings.muon_rate * learning_rate,
+            weight_decay: self.settings.adamw.weight_decay,
+            ema_decay: self.ema_decay(step),
+        };
+        let Some(grads) = &mut self.grads else {
+            return Err(Error::failure("a step made no gradients"));
+        };
+        let gradient = grads.finish()?;
+        let (momentum, matrices) = (self.settings.muon_momentum, &self.matrices);
+        muon::direct(gradient, &mut self.exp_avg, momentum, scale, matrices)?;
+        let parameters = self.params.arena_mut();
+        muon::descend(parameters, gradient, &mut self.ema, rates, scale, matrices)?;
+        Ok(())
     }
 
     /// The gradients of all micro-steps; returns their losses.
@@ -357,32 +380,18 @@ impl Step {
     fn update(&mut self, step: u64, learning_rate: f64, norm: f64) -> Result<()> {
         let Settings {
             adamw,
-            muon_momentum,
-            muon_rate,
             max_grad_norm,
             ..
         } = self.settings;
-        let ema_decay = self.ema_decay(step);
         let factor = clip_factor(norm, max_grad_norm);
-        let scalars = adamw.at(step + 1, learning_rate, factor, ema_decay);
-        let Some(grads) = &mut self.grads else {
-            return Err(Error::failure("a step made no gradients"));
-        };
-        let gradient = grads.finish()?;
-        if !self.matrices.is_empty() {
-            let (matrices, momentum) = (&self.matrices, &mut self.exp_avg);
-            muon::direct(gradient, momentum, muon_momentum, factor, matrices)?;
-            let rates = Rates {
-                learning_rate: muon_rate * learning_rate,
-                weight_decay: adamw.weight_decay,
-                ema_decay,
-            };
-            let parameters = self.params.arena_mut();
-            muon::descend(parameters, gradient, &mut self.ema, rates, matrices)?;
-        }
+        self.update_matrices(step, learning_rate, GradientScale::Of(factor))?;
+        let scalars = adamw.at(step + 1, learning_rate, factor, self.ema_decay(step));
         let arenas = Arenas {
             parameters: self.params.arena_mut(),
-            gradient,
+            gradient: match &mut self.grads {
+                Some(grads) => grads.finish()?,
+                None => return Err(Error::failure("a step made no gradients")),
+            },
             m: &mut self.exp_avg,
             v: &mut self.exp_avg_sq,
             ema: Some(&mut self.ema),

@@ -29,8 +29,8 @@ const STEPS: u64 = 10;
 const F32_ULP: f64 = 1.0 / 8_388_608.0;
 
 fn config(stage: StageKind, root: &Path, run: &str, more: &[&str]) -> Config {
-    let mut overrides: Vec<String> = more.iter().map(|s| s.to_string()).collect();
-    overrides.extend(["optimizer=adamw", "resolution=16", "train_batch_size=2"].map(String::from));
+    let of_all = ["optimizer=adamw", "resolution=16", "train_batch_size=2"];
+    let mut overrides: Vec<String> = of_all.iter().chain(more).map(|s| s.to_string()).collect();
     overrides.extend(["lr_warmup_steps=2", "gradient_accumulation_steps=2"].map(String::from));
     overrides.push(format!("data={}", root.join("data").display()));
     overrides.push(format!("output_dir={}", root.join(run).display()));
@@ -115,15 +115,26 @@ fn trained(
 }
 
 #[test]
-fn ten_steps_of_a_network_are_within_the_cpus_budget() {
+fn ten_steps_of_adamw_are_within_the_cpus_budget() {
+    ten_steps_are_within_the_cpus_budget("optimizer=adamw", &[8, 16]);
+}
+
+/// Muon's matrices are those between at least 32 channels; AdamW has the others.
+#[test]
+fn ten_steps_of_muon_are_within_the_cpus_budget() {
+    ten_steps_are_within_the_cpus_budget("optimizer=muon", &[8, 32]);
+}
+
+fn ten_steps_are_within_the_cpus_budget(optimizer: &str, channels: &[usize]) {
     let root = tempfile::tempdir().unwrap();
-    let keys = tiny(StageKind::Upsampler);
+    let mut keys = tiny(StageKind::Upsampler);
+    keys.push(optimizer);
     let settings = config(StageKind::Upsampler, root.path(), "run", &keys);
     let net = UNet2DConfig {
         layers_per_block: 1,
         norm_num_groups: 4,
         dropout: 0.1,
-        ..UNet2DConfig::upsampler(&[8, 16])
+        ..UNet2DConfig::upsampler(channels)
     };
     let Loaded { model, params } =
         Loaded::<UNet2DModel>::init(&net, 3, DType::F32, Device::Cpu).unwrap();
@@ -175,6 +186,49 @@ fn ten_steps_of_a_network_are_within_the_cpus_budget() {
         let used = worst(&got[i], &exact[i]) / budget.max(F64);
         eprintln!("{what}: {used:.2} of the budget");
         assert!(used <= 1.0, "{what} are {used:.2} of their budget off");
+    }
+}
+
+/// A gradient that is not finite leaves weights, moments and average as they were, whatever the optimiser.
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    for optimizer in ["optimizer=adamw", "optimizer=muon"] {
+        let keys = [&tiny(StageKind::Upsampler)[..], &[optimizer]].concat();
+        let settings = config(StageKind::Upsampler, root.path(), "run", &keys);
+        let net = UNet2DConfig {
+            layers_per_block: 1,
+            norm_num_groups: 4,
+            ..UNet2DConfig::upsampler(&[8, 32])
+        };
+        let Loaded { model, params } =
+            Loaded::<UNet2DModel>::init(&net, 3, DType::F32, gpu()).unwrap();
+        let mut training = Step::new(params, settings.common()).unwrap();
+        let channels = model.config().in_channels;
+        let arenas = |training: &Step| {
+            let arenas = [
+                training.params.arena(),
+                &training.ema,
+                &training.exp_avg,
+                &training.exp_avg_sq,
+            ];
+            arenas.map(|arena| arena.to_f64_vec().unwrap())
+        };
+        let mut before = arenas(&training);
+        for (step, factor) in [1.0, f64::INFINITY].into_iter().enumerate() {
+            let outcome = training.take(step as u64, 1e-3, |t, _| {
+                let given = |x: f64, shape: &[usize]| Tensor::full(shape, x, DTYPE, t.device());
+                let x = t.constant(given(0.5, &[1, 8, 8, channels]));
+                let y = model.forward(t, &x, &t.constant(given(17.0, &[1])), None)?;
+                let y = autograd::ops::affine::affine(t, &y, factor, 0.0)?;
+                let shape = y.tensor().dims().to_vec();
+                Ok(mse::mse(t, &y, &t.constant(given(1.0, &shape)), None)?)
+            });
+            let after = arenas(&training);
+            assert_eq!(outcome.is_ok(), factor.is_finite(), "{optimizer}");
+            assert_eq!(after != before, factor.is_finite(), "{optimizer}");
+            before = after;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Muon's step for matrices in arenas: momentum, orthogonalisation, descent and the moving average. What a training step
 //! does after the tape: there is no function on `Var`s.
 
-use tensor::ops::muon::{Matrix, Rates, descend, direct};
+use tensor::ops::muon::{GradientScale, Matrices, Matrix, Rates, descend, direct};
 
 use super::optimizer::arena;
 use crate::spec::{Array, Case, Cost, Fill, Gradient, Input, OpSpec};
@@ -80,8 +80,17 @@ fn case(name: &str, len: usize, matrices: &[(usize, usize, usize)]) -> Case {
         run: Box::new(move |t, x| {
             let mut gradient = x[0].tensor().detach_copy()?;
             let [mut m, mut parameters, mut ema] = [arena(&x[1])?, arena(&x[2])?, arena(&x[3])?];
-            direct(&mut gradient, &mut m, MOMENTUM, GRADIENT_SCALE, &matrices)?;
-            descend(&mut parameters, &gradient, &mut ema, RATES, &matrices)?;
+            let matrices = Matrices::new(&matrices, parameters.dtype(), parameters.device());
+            let scale = GradientScale::Of(GRADIENT_SCALE);
+            direct(&mut gradient, &mut m, MOMENTUM, scale, &matrices)?;
+            descend(
+                &mut parameters,
+                &gradient,
+                &mut ema,
+                RATES,
+                scale,
+                &matrices,
+            )?;
             let outputs = [gradient, m, parameters, ema];
             Ok(outputs.map(|output| t.constant(output)).into())
         }),

@@ -31,17 +31,39 @@ fn norm_on_gpu(gpu: &Gpu, gradient: &Tensor) -> Result<f64> {
 }
 
 /// A gradient's norm and what clips it, on a device; read when it is asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Clipped(Tensor);
 
 impl Clipped {
+    /// By a number that is known.
+    pub(crate) fn by(gradient_scale: f64, device: Device) -> Clipped {
+        let clip = Clip {
+            gradient_scale: gradient_scale as f32,
+            ..Clip::zeroed()
+        };
+        Clipped(bytes(&[clip], device))
+    }
+
     /// The L2 norm before clipping.
     ///
     /// # Errors
     /// If the device failed at what it was asked before.
     pub fn norm(&self) -> Result<f64> {
-        let clip: Clip = bytemuck::pod_read_unaligned(&self.0.to_vec::<u8>()?);
-        Ok(clip.norm)
+        Ok(self.read()?.norm)
+    }
+
+    /// What multiplies the gradient.
+    pub(crate) fn scale(&self) -> Result<f64> {
+        Ok(self.read()?.gradient_scale.into())
+    }
+
+    fn read(&self) -> Result<Clip> {
+        Ok(bytemuck::pod_read_unaligned(&self.0.to_vec::<u8>()?))
+    }
+
+    /// As a kernel reads it.
+    pub(crate) fn operand(&self) -> Arg<'_> {
+        Arg::Read(&self.0)
     }
 }
 
@@ -103,7 +125,7 @@ pub fn clip_and_update(
     let device = arenas.gradient.device();
     let scalars = bytes(&[UpdateScalars::new(scalars, max_norm)], device);
     let clipped = clip_on_gpu(&gpu, arenas.gradient, &scalars)?;
-    update_on_gpu(&gpu, arenas, dtype, &scalars, &clipped.0, portions)?;
+    update_on_gpu(&gpu, arenas, dtype, &scalars, &clipped, portions)?;
     Ok(clipped)
 }
 
@@ -112,7 +134,7 @@ fn update_on_gpu(
     arenas: Arenas,
     dtype: DType,
     scalars: &Tensor,
-    clip: &Tensor,
+    clip: &Clipped,
     portions: &Portions,
 ) -> Result<()> {
     let Arenas {
@@ -126,7 +148,8 @@ fn update_on_gpu(
     let plan = gpu.plan(ptx::Update { storage }.config(portions.count))?;
     let updated = [parameters, m, v].map(Arg::Update).into_iter();
     let optional = [ema.map_or(Arg::Absent, Arg::Update), Arg::Absent];
-    let read = [gradient, &portions.table, scalars, clip].map(Arg::Read);
+    let read = [gradient, &portions.table, scalars].map(Arg::Read);
+    let read = read.into_iter().chain([clip.operand()]);
     gpu.launch(&plan, updated.chain(optional).chain(read))
 }
 
@@ -201,12 +224,8 @@ pub fn update(arenas: Arenas, scalars: &StepScalars, runs: &[Run]) -> Result<()>
     })?;
     if let Some(gpu) = Check::new("adamw", &[("gradient", arenas.gradient)]).gpu() {
         let device = arenas.gradient.device();
-        let clip = Clip {
-            gradient_scale: scalars.gradient_scale as f32,
-            ..Clip::zeroed()
-        };
         let of_step = bytes(&[UpdateScalars::new(scalars, f64::INFINITY)], device);
-        let clip = bytes(&[clip], device);
+        let clip = Clipped::by(scalars.gradient_scale, device);
         let portions = Portions::new(runs, device)?;
         return update_on_gpu(&gpu, arenas, dtype, &of_step, &clip, &portions);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::device::Choice;
 use crate::Result;
-use crate::config::{Config, Optimizer};
+use crate::config::Config;
 use crate::interrupt::Interrupt;
 use crate::trainer::{self, Resume};
 
@@ -32,12 +32,7 @@ impl Train {
             Some("latest") => Resume::Latest,
             Some(dir) => Resume::From(PathBuf::from(dir)),
         };
-        let device = match config.common().optimizer {
-            Optimizer::Adamw => device.device()?,
-            Optimizer::Muon => device.without_gpu(
-                "optimizer = \"muon\" does not train on GPUs yet; optimizer=adamw does",
-            )?,
-        };
+        let device = device.device()?;
         println!("{}", config.to_toml()?);
         let interrupt = Interrupt::catch()?;
         let model = trainer::train(&config, &resume, device, &interrupt)?;

@@ -6,7 +6,7 @@
 use super::{Matrix, Rates};
 use crate::ops::geometry::{Call, linear_grid};
 use crate::ops::variants::{Refused, Variant, count};
-use crate::ptx::{Assembler, F32, Floats, Global, Pointer, Storage, U32, U64, Value};
+use crate::ptx::{Assembler, F32, Floats, Global, IntoValue, Pointer, Storage, U32, U64, Value};
 
 /// Threads of a CTA.
 const THREADS: u32 = 256;
@@ -24,7 +24,8 @@ pub struct Access {
     pub aligned: bool,
 }
 
-/// `m ← m + (1 − beta)·(scale·g − m)`, `x = scale·g + beta·(m − scale·g)`: momentum with Nesterov's look-ahead.
+/// `m ← m + (1 − beta)·(scale·g − m)`, `x = scale·g + beta·(m − scale·g)`: momentum with Nesterov's look-ahead. Where the
+/// clip's scale is NaN, m stays and x is zero.
 ///
 /// Launch with `Update(m), Write(x)` ([matrices, rows, columns] in f32), `Read(gradient), Read(starts)` (as [`starts`] gives
 /// them), `Read(clip)` (a [`Clip`](crate::ops::optimizer::Clip)), `F32(beta), F32(1 − beta)` and the
@@ -36,10 +37,10 @@ pub struct Momentum(pub Access);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(pub Access);
 
-/// `p ← keep·p − rate·direction`, `ema ← ema + (1 − decay)·(p − ema)`.
+/// `p ← keep·p − rate·direction`, `ema ← ema + (1 − decay)·(p − ema)`; nothing where the clip's scale is NaN.
 ///
-/// Launch with `Update(parameters), Update(ema), Read(direction), Read(starts), Read(scalars)` (as [`descent`] gives them)
-/// and the call's numbers.
+/// Launch with `Update(parameters), Update(ema), Read(direction), Read(starts), Read(scalars)` (as [`descent`] gives them),
+/// `Read(clip)` and the call's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descend(pub Access);
 
@@ -131,6 +132,11 @@ impl Access {
     }
 }
 
+/// Declares a [`Clip`](crate::ops::optimizer::Clip), and reads what it multiplies gradients by.
+fn gradient_scale(k: &Assembler) -> Value<'_, F32> {
+    k.buffer::<F32>("clip").read_only().at(2).load()
+}
+
 macro_rules! variants {
     ($($variant:ident: $kernel:literal;)*) => { $(
         impl Variant for $variant {
@@ -162,30 +168,39 @@ variants! {
 
 impl Momentum {
     fn body<'k>(self, k: &'k Assembler) {
-        let formula = "g = scale * gradient; m += (1 - beta) * (g - m); x = g + beta * (m - g).";
+        let formula = "g = scale * gradient; m += (1 - beta) * (g - m); x = g + beta * (m - g).\n\
+                       Where the scale is NaN, m stays and x is 0.";
         self.0.contract(k, formula);
         let m = Floats::F32(k.buffer("m"));
         let x = Floats::F32(k.buffer("x"));
         let gradient = k.floats(self.0.storage, "gradient").read_only();
         let starts = k.buffer::<U64>("starts").read_only();
-        let scale = k.buffer::<F32>("clip").read_only().at(2).load();
+        let scale = gradient_scale(k);
         let beta = k.parameter::<F32>("beta");
         let new = k.parameter::<F32>("one_minus_beta");
+        let is_finite = !scale.is_nan();
         self.0.for_each_chunk(
             k,
             starts,
             |start, before| (m.at_wide(start), x.at_wide(before), gradient.at_wide(start)),
             |(m, x, gradient), i, width| {
-                let elements = gradient.at(i).load_span(width).into_iter();
-                let elements = elements.zip(m.at(i).load_span(width));
                 let step = |(g, m): (Value<'k, F32>, Value<'k, F32>)| {
                     let g = g * scale;
                     let m = new.mul_add(g - m, m);
                     (m, beta.mul_add(m - g, g))
                 };
-                let (new_m, ahead): (Vec<_>, Vec<_>) = elements.map(step).unzip();
-                m.at(i).store_span(&new_m);
-                x.at(i).store_span(&ahead);
+                let move_on = || {
+                    let elements = gradient.at(i).load_span(width).into_iter();
+                    let elements = elements.zip(m.at(i).load_span(width));
+                    let (new_m, ahead): (Vec<_>, Vec<_>) = elements.map(step).unzip();
+                    m.at(i).store_span(&new_m);
+                    x.at(i).store_span(&ahead);
+                };
+                let stay = || {
+                    x.at(i)
+                        .store_span(&vec![0.0f32.into_value(); width as usize])
+                };
+                k.if_else(is_finite, move_on, stay);
             },
         );
     }
@@ -212,13 +227,14 @@ impl Place {
 
 impl Descend {
     fn body<'k>(self, k: &'k Assembler) {
-        let formula = "p = keep * p - rate * direction; ema += new * (p - ema).";
+        let formula = "p = keep * p - rate * direction; ema += new * (p - ema). Nothing where the clip's scale is NaN.";
         self.0.contract(k, formula);
         let parameters = Floats::F32(k.buffer("parameters"));
         let ema = Floats::F32(k.buffer("ema"));
         let direction = k.floats(self.0.storage, "direction").read_only();
         let starts = k.buffer::<U64>("starts").read_only();
         let scalars = k.buffer::<F32>("scalars").read_only();
+        k.exit_if(gradient_scale(k).is_nan());
         let [rate, keep, new] = [0u32, 1, 2].map(|i| scalars.at(i).load());
         self.0.for_each_chunk(
             k,
