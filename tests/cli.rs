@@ -114,7 +114,7 @@ fn without_a_gpu_cuda_fails_in_one_sentence_and_everything_else_works() {
     let commands: [&[&str]; 4] = [
         &["doctor"],
         &["kernels", "check", "affine"],
-        &["train", "clip.toml", "optimizer=adamw"],
+        &["train", "clip.toml"],
         &["generate", "-p", "a red circle"],
     ];
     for device in ["cuda", "cuda:0", "cuda:7"] {
@@ -325,6 +325,52 @@ fn a_kernel_that_is_shown_runs_and_its_mistakes_name_the_line() {
     assert!(said.contains("is no argument"), "{said}");
     let said = refused(&unclip(dir.path(), &["kernels", "show", "nothing"]), 2);
     assert!(said.contains("no kernel's name contains"), "{said}");
+}
+
+#[test]
+fn what_a_case_launches_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let show = |more: &[&str]| {
+        let case = "x=[2, 5, 3, 12],groups=4,silu,scale_shift";
+        let named = ["kernels", "show", "group_norm", case, "--storage", "f32"];
+        succeeded(&unclip(dir.path(), &[&named, more].concat()))
+    };
+    let entries = |text: &str| text.matches(".visible .entry group_norm_").count();
+    let (forward, both) = (show(&[]), show(&["--backward"]));
+    assert!(both.starts_with(&forward));
+    assert_eq!([entries(&forward), entries(&both)], [1, 3]);
+    let said = refused(&unclip(dir.path(), &["kernels", "show", "affine", "zz"]), 2);
+    assert!(said.contains("no case's name contains \"zz\""), "{said}");
+    let on_cpu = ["--device", "cpu", "kernels", "show", "affine", "x=[1]"];
+    let said = refused(&unclip(dir.path(), &on_cpu), 2);
+    assert!(said.contains("on the simulated GPU only"), "{said}");
+}
+
+/// docs/kernels.md shows a kernel, what it prints, and what is said of it without its barrier.
+#[test]
+fn the_scratchpads_example_is_true() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kernels.md");
+    let docs = fs::read_to_string(docs).unwrap();
+    let (_, kernel) = docs.split_once("```ptx\n").unwrap();
+    let (kernel, _) = kernel.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let run = |text: &str| {
+        fs::write(dir.path().join("sum.ptx"), text).unwrap();
+        let launch = ["kernels", "run", "sum.ptx", "--grid", "4", "--block", "64"];
+        let arguments = ["-a", "write:f32[4]", "-a", "read:f32[256]=iota"];
+        unclip(dir.path(), &[&launch[..], &arguments].concat())
+    };
+    let said = succeeded(&run(kernel));
+    assert!(docs.contains(said.lines().next().unwrap()), "{said}");
+    let without = kernel.lines().filter(|line| !line.contains("bar.sync"));
+    let said = refused(&run(&without.collect::<Vec<_>>().join("\n")), 1);
+    assert!(docs.contains(said.trim()), "{said}");
+    // What stands in comments is no entry.
+    let commented = kernel.replace("// y[cta]", "// The .entry of y[cta]");
+    succeeded(&run(&commented));
+    fs::write(dir.path().join("sum.ptx"), [0xff, 0xfe]).unwrap();
+    let said = refused(&unclip(dir.path(), &["kernels", "run", "sum.ptx"]), 2);
+    assert!(said.contains("sum.ptx is no PTX"), "{said}");
 }
 
 /// A safetensors file of the tensors that a tiny CLIP takes, and what else is asked.

@@ -63,7 +63,7 @@ impl Rule {
         match self {
             Rule::Syntax => "correct the text; the PTX ISA manual gives every form",
             Rule::Unsupported => "use a form that the kernel's arch has, or declare another arch",
-            Rule::Launch => "launch with what the entry declares",
+            Rule::Launch => "launch what the entry declares, within the limits of the hardware",
             Rule::Bounds => "guard the access with a predicate, or pass a larger buffer",
             Rule::Alignment => "align the address, or use a narrower access",
             Rule::Permission => "pass the buffer as Argument::Write or Argument::Update",

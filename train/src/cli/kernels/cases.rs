@@ -4,6 +4,7 @@ use autograd::ops::ALL;
 use autograd::spec::{Case, OpSpec};
 use tensor::{DType, Device};
 
+use super::super::device::Choice;
 use crate::{Error, Result};
 
 /// How operands are stored.
@@ -71,6 +72,47 @@ pub fn find(
         )));
     }
     Ok(found)
+}
+
+/// The one case of an op whose name is or contains `part`; without a part, the op's first case for timing.
+pub fn find_one(op: &str, part: Option<&str>) -> Result<(&'static dyn OpSpec, Case)> {
+    let mut found = find(Some(op), part.unwrap_or_default(), Which::All)?;
+    let whole = match part {
+        Some(part) => Some(part.to_owned()),
+        None => {
+            let benches = found.first().map_or(vec![], |(op, _)| op.benches());
+            benches.first().map(|case| case.name.clone())
+        }
+    };
+    // A whole name is that case, though others may contain it.
+    let exact = found
+        .iter()
+        .position(|(_, case)| Some(&case.name) == whole.as_ref());
+    if let Some(exact) = exact {
+        return Ok(found.swap_remove(exact));
+    }
+    let names: Vec<String> = found.iter().map(|(_, case)| case.name.clone()).collect();
+    let mut found = found.into_iter();
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        _ => Err(Error::usage(format!(
+            "{} cases contain \"{}\"; name one:\n  {}",
+            names.len(),
+            part.unwrap_or_default(),
+            names.join("\n  ")
+        ))),
+    }
+}
+
+/// The simulated GPU that was asked for, for what is looked at nowhere else.
+pub fn simulated(device: Choice, what: &str) -> Result<Device> {
+    match device {
+        Choice::Auto => Ok(Device::SIM),
+        Choice::Named(device @ Device::Sim { .. }) => Ok(device),
+        Choice::Named(device) => Err(Error::usage(format!(
+            "{what} on the simulated GPU only, not on {device}: use --device sim"
+        ))),
+    }
 }
 
 /// The device, if it is a GPU.

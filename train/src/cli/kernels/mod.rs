@@ -7,7 +7,10 @@ mod profile;
 mod run;
 mod truth;
 
+use std::collections::HashSet;
 use std::path::Path;
+
+use autograd::harness::device::launches;
 
 use super::device::Choice;
 use crate::{Error, Result};
@@ -36,18 +39,32 @@ pub struct List {
     filter: String,
 }
 
-/// Print the PTX of a variant.
+/// Print the PTX of a variant, or that of all kernels that a case of an op launches.
+///
+/// For example
+///
+///   unclip kernels show unary_forward_silu_f32
+///   unclip kernels show group_norm 'x=[8, 32, 32, 128],groups=32,silu' --backward
 #[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct Show {
-    /// A variant's name, or a part of it that only one has.
+    /// A variant's name, or a part of it that only one has; an op's name before a case.
     name: String,
+    /// A case's name, or a part of it that only one has.
+    case: Option<String>,
+    /// How the case's operands are stored.
+    #[arg(long, value_enum, default_value = "bf16", requires = "case")]
+    storage: cases::Storage,
+    /// The kernels of the case's backward pass too.
+    #[arg(long, requires = "case")]
+    backward: bool,
 }
 
 impl Command {
     pub fn run(self, device: Choice) -> Result<()> {
         match self {
             Command::List(list) => list.run(),
-            Command::Show(show) => show.run(),
+            Command::Show(show) => show.run(device),
             Command::Check(check) => check.run(device.device()?),
             Command::Profile(profile) => profile.run(device),
             Command::Run(run) => run.run(device),
@@ -112,7 +129,10 @@ impl List {
 }
 
 impl Show {
-    fn run(self) -> Result<()> {
+    fn run(self, device: Choice) -> Result<()> {
+        if let Some(case) = &self.case {
+            return self.of_case(case, device);
+        }
         let mut found = matching(&self.name)?;
         if let Some(exact) = found.iter().position(|listing| listing.name == self.name) {
             found = vec![found.swap_remove(exact)];
@@ -132,6 +152,29 @@ impl Show {
                         ""
                     }
                 )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints each kernel that a case launches once, in the order of the launches.
+    fn of_case(&self, case: &str, device: Choice) -> Result<()> {
+        let device = cases::simulated(device, "what a case launches is looked at")?;
+        let (op, case) = cases::find_one(&self.name, Some(case))?;
+        let float = self.storage.dtype();
+        let launched = launches(op, &case, device, float, self.backward)?;
+        let mut shown = HashSet::new();
+        for launched in &launched {
+            let kernel = &launched.assembled.kernel;
+            if shown.insert(&kernel.name) {
+                let [grid, block] = [launched.launch.grid, launched.launch.block];
+                println!(
+                    "// {}/{} {float} launches {} over {grid:?} CTAs of {block:?} threads.",
+                    op.name(),
+                    case.name,
+                    kernel.name
+                );
+                print!("{}", kernel.text);
             }
         }
         Ok(())

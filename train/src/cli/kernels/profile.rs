@@ -7,11 +7,10 @@ use autograd::spec::{Case, OpSpec};
 use kernels::occupancy::Occupancy;
 use kernels::ptxas::Ptxas;
 use kernels::sim::Class;
-use tensor::Device;
 use tensor::gpu::Launched;
 
 use super::super::device::Choice;
-use super::cases::{Storage, Which, find};
+use super::cases::{Storage, find_one, simulated};
 use crate::{Error, Result};
 
 /// Count what an op's kernels do on the simulated GPU.
@@ -39,15 +38,7 @@ pub struct Profile {
 
 impl Profile {
     pub fn run(self, device: Choice) -> Result<()> {
-        let device = match device {
-            Choice::Auto => Device::SIM,
-            Choice::Named(device @ Device::Sim { .. }) => device,
-            Choice::Named(device) => {
-                return Err(Error::usage(format!(
-                    "kernels are counted on the simulated GPU only, not on {device}: use --device sim"
-                )));
-            }
-        };
+        let device = simulated(device, "kernels are counted")?;
         let ptxas = Ptxas::find(Path::new("."));
         if ptxas.is_none() {
             eprintln!(
@@ -65,7 +56,7 @@ impl Profile {
         };
         let mut broken = 0;
         if let Some(op) = &self.op {
-            let (op, case) = self.case(op)?;
+            let (op, case) = find_one(op, self.case.as_deref())?;
             let storage = self.storage.unwrap_or(Storage::Bf16);
             let launches = profiled(op, &case, storage, self.backward)?;
             if self.table {
@@ -97,30 +88,6 @@ impl Profile {
             0 => Ok(()),
             n => Err(Error::failure(format!(
                 "{n} promises of kernels are broken"
-            ))),
-        }
-    }
-
-    fn case(&self, op: &str) -> Result<(&'static dyn OpSpec, Case)> {
-        let part = self.case.as_deref().unwrap_or_default();
-        let mut found = find(Some(op), part, Which::All)?;
-        if self.case.is_none() {
-            let benches = found.first().map_or(vec![], |(op, _)| op.benches());
-            let first = benches.first().map(|case| case.name.clone());
-            found.retain(|(_, case)| Some(&case.name) == first.as_ref());
-        }
-        // A whole name is that case, though others may contain it.
-        if let Some(exact) = found.iter().position(|(_, case)| case.name == part) {
-            return Ok(found.swap_remove(exact));
-        }
-        let names: Vec<String> = found.iter().map(|(_, case)| case.name.clone()).collect();
-        let mut found = found.into_iter();
-        match (found.next(), found.next()) {
-            (Some(one), None) => Ok(one),
-            _ => Err(Error::usage(format!(
-                "{} cases contain \"{part}\"; name one:\n  {}",
-                names.len(),
-                names.join("\n  ")
             ))),
         }
     }

@@ -75,7 +75,13 @@ impl Run {
             Choice::Auto | Choice::Named(Device::Sim { .. }) => Device::SIM,
             named => named.device()?,
         };
-        let text = std::fs::read_to_string(&self.file).map_err(Error::io("read", &self.file))?;
+        let bytes = std::fs::read(&self.file).map_err(Error::io("read", &self.file))?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            Error::usage(format!(
+                "{} is no PTX: it holds bytes that are no text",
+                self.file.display()
+            ))
+        })?;
         let kernel = self.kernel(text)?;
         let mut arguments = self
             .argument
@@ -135,19 +141,23 @@ impl Run {
 
     /// The entry that is asked for, of the arch that the text targets.
     fn kernel(&self, text: String) -> Result<Kernel> {
-        let directive = |name: &str| {
+        let lines = || {
             text.lines()
-                .map(str::trim_start)
-                .find_map(|line| line.strip_prefix(name))
-                .map(str::trim)
+                .map(|line| line.split("//").next().unwrap_or(line))
         };
-        let arch = match directive(".target") {
+        let target = lines().find_map(|line| line.trim_start().strip_prefix(".target"));
+        let arch = match target.map(str::trim) {
             Some(target) if target.starts_with("sm_90") => Arch::Sm90a,
             _ => Arch::Sm80,
         };
         let first = || {
-            let (_, rest) = text.split_once(".entry")?;
-            let name = rest.trim_start();
+            // The name may stand on the next line.
+            let after = |line: &str| line.split_once(".entry").map(|(_, rest)| rest.to_owned());
+            let mut rest = lines().skip_while(|line| after(line).is_none());
+            let words = after(rest.next()?).into_iter();
+            let words: Vec<String> = words.chain(rest.next().map(str::to_owned)).collect();
+            let words = words.join(" ");
+            let name = words.trim_start();
             let end = name.find(|c: char| !(c.is_alphanumeric() || "_$%".contains(c)));
             Some(name[..end.unwrap_or(name.len())].to_owned())
         };
