@@ -150,9 +150,17 @@ impl<'k> AnySums<'k, F32> for Sums<'k> {
         // Sixteen rows are four of each thread, whichever it owns.
         for i in 0..4 {
             let place = place.down(self.a.apart(i));
-            for (j, sum) in self.sums[(4 * slab + i) as usize].iter().enumerate() {
-                let place = place.across(self.b.apart(j as u32));
-                to.tile.at(place).store(*sum);
+            let sums = &self.sums[(4 * slab + i) as usize];
+            if self.b.slices.k_major {
+                for (j, sum) in (0..).zip(sums) {
+                    to.tile.at(place.across(self.b.apart(j))).store(*sum);
+                }
+                continue;
+            }
+            // Four neighbours at once: the eight threads beside each other fill all banks.
+            for (j, four) in (0..).step_by(4).zip(sums.chunks_exact(4)) {
+                let four = [0, 1, 2, 3].map(|e: usize| four[e].get());
+                to.tile.at(place.across(self.b.apart(j))).store_vector(four);
             }
         }
     }
