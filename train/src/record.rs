@@ -6,6 +6,7 @@ use std::path::Path;
 use models::pipeline::Pipeline;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tensor::{Device, Tensor};
 
 use crate::checkpoint::hex;
 use crate::sampling::Sampling;
@@ -134,8 +135,10 @@ pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
         &pipeline.super_res_first.params,
         &pipeline.super_res_last.params,
     ];
-    let parts = parts.map(|params| params.arena().as_slice::<f32>());
+    let parts = parts.map(|params| params.arena().to_device(Device::Cpu));
     let parts = parts.into_iter().collect::<tensor::Result<Vec<_>>>()?;
+    let parts = parts.iter().map(Tensor::as_slice::<f32>);
+    let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
     let parts = parts.into_iter().map(bytemuck::cast_slice);
     let variance = pipeline.prior_scheduler.analytic_variance.iter();
     Ok(short_hash(parts.chain(
