@@ -101,14 +101,16 @@ impl Launches {
         })
     }
 
-    /// What its kernels promise and do not keep, each by itself and those of the forward pass together.
+    /// What its kernels promise and do not keep, each by itself and those of either pass together.
     pub fn broken(&self) -> Vec<String> {
         let each = self.rows.iter().flat_map(|row| {
             let of_kernel = |what| format!("{} {what}", row.kernel);
             row.broken().into_iter().map(of_kernel)
         });
-        let together = broken_together(&self.rows[..self.forward], self.least);
-        each.chain(together).collect()
+        let (forward, backward) = self.rows.split_at(self.forward);
+        let forward = broken_together(forward, self.least);
+        let backward = broken_backward(backward, self.least);
+        each.chain(forward).chain(backward).collect()
     }
 
     /// One line: how much the passes move, and must.
@@ -366,6 +368,25 @@ fn broken_together(rows: &[Row], least: f64) -> Option<String> {
     (times > allowed).then(|| format!("{first} and what follows move {times:.2} times the least"))
 }
 
+/// The same of the norms' backward passes, `least` being the bytes of x and y. What must move is dy, x and dx: half as much
+/// again. Where groups do not fit on chip dy and x are read twice. Statistics, gains and the partial sums of the parameters'
+/// gradients have to find room in what is allowed beyond.
+fn broken_backward(rows: &[Row], least: f64) -> Option<String> {
+    let first = &rows.first()?.kernel;
+    let norm = ["group_norm_", "layer_norm_"].map(|prefix| first.starts_with(prefix));
+    if !norm.contains(&true) || least < SMALL as f64 {
+        return None;
+    }
+    let tensors = match first.starts_with("group_norm_backward_sums") {
+        true => 5.0,
+        false => 3.0,
+    };
+    let moved: u64 = rows.iter().map(|row| row.moved).sum();
+    let times = moved as f64 / (tensors / 2.0 * least);
+    (times > MOST_MOVED)
+        .then(|| format!("{first} and what follows move {times:.2} times the least"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -440,5 +461,10 @@ mod tests {
         assert_eq!(broken(twice.clone()), 1);
         assert!(broken_together(&[twice], 200_000.0).is_some());
         assert_eq!(broken_together(&[row("affine_forward")], 190_000.0), None);
+        let backward = |kernel, least| broken_backward(&[row(kernel)], least).is_some();
+        assert!(!backward("layer_norm_backward_x", 122_000.0));
+        assert!(backward("layer_norm_backward_x", 121_000.0));
+        assert!(!backward("group_norm_backward_sums_x", 73_000.0));
+        assert!(backward("group_norm_backward_sums_x", 72_000.0));
     }
 }
