@@ -61,6 +61,7 @@ fn stage_name(stage: Stage) -> &'static str {
         Stage::Prior { .. } => "prior",
         Stage::Decoder => "decoder",
         Stage::SuperRes => "super_res",
+        Stage::SuperRes1024 => "super_res_1024",
         Stage::Inversion => "inversion",
     }
 }

@@ -104,6 +104,7 @@ fn workspace() -> tempfile::TempDir {
         super_res_first: tiny::<UNet2DModel>(&upsampler),
         super_res_last: tiny::<UNet2DModel>(&upsampler),
         super_res_scheduler: SchedulerConfig::upsampler(),
+        super_res_1024: None,
     };
     let model = dir.path().join("model");
     pipeline.save(&model, Precision::Full).unwrap();

@@ -37,6 +37,8 @@ pub enum Stage {
     Decoder,
     /// Denoises pictures of full size.
     SuperRes,
+    /// Denoises pictures that are larger still.
+    SuperRes1024,
     /// The decoder backwards, from a picture to its noise.
     Inversion,
 }
@@ -48,6 +50,7 @@ impl Stage {
             Stage::Prior { candidate } => format!("prior.{candidate}"),
             Stage::Decoder => "decoder".into(),
             Stage::SuperRes => "super_res".into(),
+            Stage::SuperRes1024 => "super_res_1024".into(),
             Stage::Inversion => "inversion".into(),
         }
     }
@@ -146,6 +149,14 @@ pub struct Pipeline {
     /// Takes the last step.
     pub super_res_last: Loaded<UNet2DModel>,
     pub super_res_scheduler: SchedulerConfig,
+    /// Enlarges once more, to 1024² in the paper; diffusers' pipeline has none, and leaves its directory alone.
+    pub super_res_1024: Option<Enlarger>,
+}
+
+/// The second upsampler.
+pub struct Enlarger {
+    pub network: Loaded<UNet2DModel>,
+    pub scheduler: SchedulerConfig,
 }
 
 /// What names the components of a directory.
@@ -178,6 +189,13 @@ impl Pipeline {
             super_res_first: weights::load(dir.join("super_res_first"), dtype, device)?,
             super_res_last: weights::load(dir.join("super_res_last"), dtype, device)?,
             super_res_scheduler: scheduler("super_res_scheduler")?,
+            super_res_1024: match dir.join("super_res_1024").has("config.json") {
+                true => Some(Enlarger {
+                    network: weights::load(dir.join("super_res_1024"), dtype, device)?,
+                    scheduler: scheduler("super_res_1024_scheduler")?,
+                }),
+                false => None,
+            },
         })
     }
 
@@ -208,6 +226,10 @@ impl Pipeline {
         weights::save_scheduler(&dir.join("prior_scheduler"), &self.prior_scheduler)?;
         weights::save_scheduler(&dir.join("decoder_scheduler"), &self.decoder_scheduler)?;
         weights::save_scheduler(&dir.join("super_res_scheduler"), &self.super_res_scheduler)?;
+        if let Some(Enlarger { network, scheduler }) = &self.super_res_1024 {
+            component(dir, "super_res_1024", network, precision)?;
+            weights::save_scheduler(&dir.join("super_res_1024_scheduler"), scheduler)?;
+        }
         save_model_index(dir, &self.prior)
     }
 }

@@ -246,6 +246,7 @@ fn pipeline() -> Pipeline {
         super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32),
         super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32),
         super_res_scheduler: SchedulerConfig::upsampler(),
+        super_res_1024: None,
     }
 }
 
@@ -278,7 +279,7 @@ fn a_pipeline_draws_with_it_saved_and_loaded_and_reports_every_code() {
             Ok(())
         });
         let evaluations = pipeline.evaluations(&options());
-        assert_eq!(evaluations, [2 * (1 + COMPONENTS), 2, 1]);
+        assert_eq!(evaluations, [2 * (1 + COMPONENTS), 2, 1, 0]);
         assert_eq!(steps, evaluations.iter().sum::<usize>());
         made.unwrap()
     };

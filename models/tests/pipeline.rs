@@ -6,10 +6,10 @@ use autograd::{DType, Device};
 use common::tiny;
 use models::clip::{CLIPTextConfig, CLIPTextModelWithProjection};
 use models::config::{Extent, PerLevel};
-use models::diffusion::{Prediction, SamplerKind, SchedulerConfig};
+use models::diffusion::{BetaSchedule, Prediction, SamplerKind, SchedulerConfig};
 use models::pipeline::{
-    Generated, Given, GivenNoise, Known, Latent, Noise, Options, Pipeline, Region, SeededNoise,
-    Stage,
+    Enlarger, Generated, Given, GivenNoise, Known, Latent, Noise, Options, Pipeline, Region,
+    SeededNoise, Stage,
 };
 use models::prior::{PriorConfig, PriorTransformer};
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
@@ -70,6 +70,7 @@ fn pipeline() -> Pipeline {
         super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32),
         super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32),
         super_res_scheduler: SchedulerConfig::upsampler(),
+        super_res_1024: None,
     }
 }
 
@@ -102,6 +103,51 @@ fn a_saved_pipeline_draws_the_same_pictures() {
     let (a, b) = (draw(&saved, &["red"], 0), draw(&loaded, &["red"], 0));
     assert_eq!((a.pictures[0].width, a.pictures[0].height), (8, 8));
     assert_eq!(a.pictures, b.pictures);
+}
+
+/// It begins with what the first one made, in a size of its own, from its own noise; the directory holds it.
+#[test]
+fn a_second_upsampler_enlarges_what_the_first_made() {
+    let mut p = pipeline();
+    let first = draw(&p, &["red"], 0);
+    let larger = UNet2DConfig {
+        sample_size: Some(Extent::Square(16)),
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..UNet2DConfig::upsampler(&[8, 8, 16])
+    };
+    let names = |p: &Pipeline| -> Vec<String> {
+        let all = p.latents(&options(), 1).unwrap();
+        all.iter().map(Latent::name).collect()
+    };
+    let before = names(&p);
+    p.super_res_1024 = Some(Enlarger {
+        network: tiny::<UNet2DModel>(&larger, DType::F32),
+        scheduler: SchedulerConfig {
+            beta_schedule: BetaSchedule::Linear,
+            ..SchedulerConfig::upsampler()
+        },
+    });
+    assert_eq!(
+        names(&p),
+        [before, vec!["super_res_1024.0".into()]].concat()
+    );
+    let both = draw(&p, &["red"], 0);
+    assert_eq!((both.pictures[0].width, both.pictures[0].height), (16, 16));
+    assert!(both.small.bit_equal(&first.small));
+    let dir = tempfile::tempdir().unwrap();
+    p.save(dir.path(), Precision::Full).unwrap();
+    let loaded = Pipeline::load(dir.path(), DType::F32, Device::Cpu).unwrap();
+    assert_eq!(draw(&loaded, &["red"], 0).pictures, both.pictures);
+    let none = Options {
+        super_res_1024_num_inference_steps: 0,
+        ..options()
+    };
+    let said = p.check(&none).unwrap_err().to_string();
+    assert!(
+        said.starts_with("second upsampler: the number of sampling steps"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use autograd::{Device, Params};
 use models::clip::{CLIPModel, CLIPTextModelWithProjection};
 use models::diffusion::{Prediction, SchedulerConfig};
-use models::pipeline::{Pipeline, load_prior};
+use models::pipeline::{Enlarger, Pipeline, load_prior};
 use models::tokenizer::Tokenizer;
 use models::weights::{self, Precision};
 use models::{Folder, Loaded, Model, declare};
@@ -22,6 +22,8 @@ pub struct Runs<'a> {
     pub prior: &'a Path,
     pub decoder: &'a Path,
     pub upsampler: &'a Path,
+    /// From the first one's size on.
+    pub second_upsampler: Option<&'a Path>,
 }
 
 /// Writes the pipeline of finished runs to `target`, replacing what was there.
@@ -31,7 +33,8 @@ pub fn assemble(
     precision: Precision,
     target: &Path,
 ) -> Result<()> {
-    for run in [runs.clip, runs.prior, runs.decoder, runs.upsampler] {
+    let needed = [runs.clip, runs.prior, runs.decoder, runs.upsampler];
+    for run in needed.into_iter().chain(runs.second_upsampler) {
         if !model_dir(run).is_dir() {
             return Err(Error::usage(format!(
                 "{} holds no finished model: train it to its end first",
@@ -66,9 +69,13 @@ pub fn assemble(
         // One trained network takes all steps, the last one too.
         super_res_first: weights::load(&super_res, DTYPE, Device::Cpu)?,
         super_res_last: weights::load(&super_res, DTYPE, Device::Cpu)?,
-        super_res_scheduler: SchedulerConfig {
-            prediction_type: prediction_of(runs.upsampler)?,
-            ..SchedulerConfig::upsampler()
+        super_res_scheduler: upsampler_scheduler(runs.upsampler)?,
+        super_res_1024: match runs.second_upsampler {
+            Some(run) => Some(Enlarger {
+                network: weights::load(&model_dir(run).join("upsampler"), DTYPE, Device::Cpu)?,
+                scheduler: upsampler_scheduler(run)?,
+            }),
+            None => None,
         },
     };
     files::replace_dir(target, |dir| {
@@ -79,17 +86,32 @@ pub fn assemble(
     })
 }
 
-/// What the network of a run predicts.
+/// What the network of a decoder's run predicts.
 fn prediction_of(run: &Path) -> Result<Prediction> {
     match Config::load(&run.join(trainer::CONFIG), &[])? {
         Config::Decoder(c) => Ok(c.prediction_type),
-        Config::Upsampler(c) => Ok(c.prediction_type),
-        other => Err(Error::usage(format!(
-            "{} is a run of the {} stage, a decoder or an upsampler is needed there",
-            run.display(),
-            other.stage()
-        ))),
+        other => Err(misplaced(run, &other, "a decoder")),
     }
+}
+
+/// What an upsampler was trained with.
+fn upsampler_scheduler(run: &Path) -> Result<SchedulerConfig> {
+    match Config::load(&run.join(trainer::CONFIG), &[])? {
+        Config::Upsampler(c) => Ok(SchedulerConfig {
+            prediction_type: c.prediction_type,
+            beta_schedule: c.beta_schedule,
+            ..SchedulerConfig::upsampler()
+        }),
+        other => Err(misplaced(run, &other, "an upsampler")),
+    }
+}
+
+fn misplaced(run: &Path, config: &Config, needed: &str) -> Error {
+    Error::usage(format!(
+        "{} is a run of the {} stage, {needed} is needed there",
+        run.display(),
+        config.stage()
+    ))
 }
 
 /// The text tower of a CLIP, as the pipeline holds it: the same names, without the image tower.

@@ -140,6 +140,10 @@ pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
     let parts = parts.iter().map(Tensor::as_slice::<f32>);
     let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
     let parts = parts.into_iter().map(bytemuck::cast_slice);
+    let second = pipeline.super_res_1024.iter();
+    let second = second.map(|second| second.network.params.arena().as_slice::<f32>());
+    let second = second.collect::<tensor::Result<Vec<_>>>()?;
+    let parts = parts.chain(second.into_iter().map(bytemuck::cast_slice));
     let variance = pipeline.prior_scheduler.analytic_variance.iter();
     Ok(short_hash(parts.chain(
         variance.map(|v| bytemuck::cast_slice(v.x0_error())),

@@ -131,6 +131,8 @@ settings! {
     decoder_num_inference_steps: usize = 25,
     /// Denoising steps of the upsampler.
     super_res_num_inference_steps: usize = 7,
+    /// Denoising steps of the second upsampler, where the model has one.
+    super_res_1024_num_inference_steps: usize = 15,
     /// How strongly the prior follows the prompt; 1 is plain sampling.
     prior_guidance_scale: f64 = 4.0,
     /// How strongly the decoder follows embedding and prompt; 1 is plain sampling.
@@ -151,12 +153,16 @@ settings! {
     decoder_sampler: SamplerName = SamplerName::Ancestral,
     /// The upsampler's sampler.
     super_res_sampler: SamplerName = SamplerName::Ancestral,
+    /// The second upsampler's sampler.
+    super_res_1024_sampler: SamplerName = SamplerName::Ddim,
     /// Noise that the prior's ddim adds in its steps: 0 none, 1 as much as ancestral.
     prior_eta: f64 = 0.0,
     /// Noise that the decoder's ddim adds in its steps: 0 none, 1 as much as ancestral.
     decoder_eta: f64 = 0.0,
     /// Noise that the upsampler's ddim adds in its steps: 0 none, 1 as much as ancestral.
     super_res_eta: f64 = 0.0,
+    /// Noise that the second upsampler's ddim adds in its steps: 0 none, 1 as much as ancestral.
+    super_res_1024_eta: f64 = 0.0,
     /// The variance of the prior's ancestral steps.
     prior_variance: VarianceName = VarianceName::Fixed,
     /// How much an autoregressive prior ventures: 1 draws as it learned, 0 takes what is most probable.
@@ -193,6 +199,11 @@ impl Sampling {
             ("prior", self.prior_sampler, self.prior_eta),
             ("decoder", self.decoder_sampler, self.decoder_eta),
             ("super_res", self.super_res_sampler, self.super_res_eta),
+            (
+                "super_res_1024",
+                self.super_res_1024_sampler,
+                self.super_res_1024_eta,
+            ),
         ] {
             if eta != 0.0 && sampler != SamplerName::Ddim {
                 return Err(Error::usage(format!(
@@ -215,6 +226,8 @@ impl Sampling {
             prior_num_inference_steps: self.prior_num_inference_steps,
             decoder_num_inference_steps: self.decoder_num_inference_steps,
             super_res_num_inference_steps: self.super_res_num_inference_steps,
+            super_res_1024_num_inference_steps: self.super_res_1024_num_inference_steps,
+            super_res_1024_sampler: self.super_res_1024_sampler.kind(self.super_res_1024_eta),
             prior_guidance_scale: self.prior_guidance_scale,
             decoder_guidance_scale: self.decoder_guidance_scale,
             prior_guidance_interval: self.prior_guidance_interval.0,

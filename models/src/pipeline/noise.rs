@@ -124,6 +124,7 @@ pub(super) fn latents(
     (draws, numbers): (usize, usize),
     small: [usize; 3],
     large: [usize; 3],
+    larger: Option<[usize; 3]>,
 ) -> Vec<Latent> {
     let mut all = Vec::new();
     let mut stage = |stage: Stage, draws: usize, extent: &[usize]| {
@@ -148,6 +149,11 @@ pub(super) fn latents(
         drawn(options.super_res_sampler, steps),
         &large,
     );
+    if let Some(larger) = larger {
+        let steps = options.super_res_1024_num_inference_steps;
+        let draws = drawn(options.super_res_1024_sampler, steps);
+        stage(Stage::SuperRes1024, draws, &larger);
+    }
     all
 }
 

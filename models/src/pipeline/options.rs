@@ -20,6 +20,9 @@ pub struct Options {
     pub prior_num_inference_steps: usize,
     pub decoder_num_inference_steps: usize,
     pub super_res_num_inference_steps: usize,
+    /// Of the second upsampler, where there is one.
+    pub super_res_1024_num_inference_steps: usize,
+    pub super_res_1024_sampler: SamplerKind,
     /// 1 switches guidance off.
     pub prior_guidance_scale: f64,
     /// 1 switches guidance off.
@@ -50,6 +53,9 @@ impl Default for Options {
             prior_num_inference_steps: 25,
             decoder_num_inference_steps: 25,
             super_res_num_inference_steps: 7,
+            // The paper's.
+            super_res_1024_num_inference_steps: 15,
+            super_res_1024_sampler: SamplerKind::Ddim { eta: 0.0 },
             prior_guidance_scale: 4.0,
             decoder_guidance_scale: 8.0,
             prior_guidance_interval: [0.0, 1.0],
@@ -107,6 +113,23 @@ impl Options {
             self.super_res_sampler
                 .evaluations(self.super_res_num_inference_steps),
         ]
+    }
+
+    /// How often the second upsampler is evaluated.
+    pub fn second_evaluations(&self) -> usize {
+        self.super_res_1024_sampler
+            .evaluations(self.super_res_1024_num_inference_steps)
+    }
+
+    /// Refuses what the second upsampler would refuse later.
+    ///
+    /// # Errors
+    /// With the setting.
+    pub fn check_second(&self, scheduler: &SchedulerConfig) -> Result<()> {
+        let steps = self.super_res_1024_num_inference_steps;
+        let sampler = self.super_res_1024_sampler.sampler(scheduler, steps);
+        of_stage("second upsampler", sampler)?;
+        Ok(())
     }
 
     /// The prior's scheduler with the variance that is asked for.

@@ -8,11 +8,11 @@ use super::guided::Guided;
 use super::known::renoised;
 use super::noise::{drawn, latents};
 use super::{
-    Generated, Given, Known, Latent, Noise, OnProgress, Options, Picture, Pipeline, Progress,
-    Region, Stage, TextConditioning,
+    Enlarger, Generated, Given, Known, Latent, Noise, OnProgress, Options, Picture, Pipeline,
+    Progress, Region, Stage, TextConditioning,
 };
 use crate::config::Extent;
-use crate::diffusion::{Inversion, Sampler, SchedulerConfig};
+use crate::diffusion::{Inversion, Sampler, SamplerKind, SchedulerConfig};
 use crate::embeddings::cosine;
 use crate::model::{Loaded, Model};
 use crate::nn::repeat;
@@ -81,7 +81,12 @@ impl Pipeline {
             }
         };
         let known = known.map(|known| &known.large);
-        let large = self.upsample(&small, known, options, noise, on_progress)?;
+        let part = known.is_some();
+        let mut large = self.upsample(&small, known, options, noise, on_progress)?;
+        // What is to stay of a picture is known in the first upsampler's size only.
+        if let (Some(second), false) = (&self.super_res_1024, part) {
+            large = self.enlarge(second, &large, options, noise, on_progress)?;
+        }
         Ok(Generated {
             pictures: Picture::from_tensor(&large)?,
             small,
@@ -90,8 +95,8 @@ impl Pipeline {
         })
     }
 
-    /// How often prior, decoder and upsampler are evaluated for a batch of pictures.
-    pub fn evaluations(&self, options: &Options) -> [usize; 3] {
+    /// How often prior, decoder, upsampler and second upsampler are evaluated for a batch of pictures.
+    pub fn evaluations(&self, options: &Options) -> [usize; 4] {
         let [prior, decoder, super_res] = options.evaluations();
         let prior = match &self.prior {
             Prior::Diffusion(_) => prior,
@@ -99,12 +104,17 @@ impl Pipeline {
                 prior.model.config().codes() * options.prior_candidates.max(1)
             }
         };
-        [prior, decoder, super_res]
+        let second = self.super_res_1024.iter();
+        let second = second.map(|_| options.second_evaluations()).sum();
+        [prior, decoder, super_res, second]
     }
 
     /// Refuses options that cannot be sampled with, before anything is computed.
     pub fn check(&self, options: &Options) -> Result<()> {
         options.check_prior(&self.prior)?;
+        if let Some(second) = &self.super_res_1024 {
+            options.check_second(&second.scheduler)?;
+        }
         options.check(
             &self.prior_scheduler,
             &self.decoder_scheduler,
@@ -125,7 +135,14 @@ impl Pipeline {
         };
         let small = [h, w, self.decoder.model.config().in_channels];
         let large = [large_h, large_w, self.colours()];
-        Ok(latents(options, images, embedding, small, large))
+        let larger = match &self.super_res_1024 {
+            Some(second) => {
+                let [h, w] = second.size()?;
+                Some([h, w, second.colours()])
+            }
+            None => None,
+        };
+        Ok(latents(options, images, embedding, small, large, larger))
     }
 
     /// Height and width of what the decoder draws.
@@ -436,7 +453,83 @@ impl Pipeline {
         noise: &dyn Noise,
         on_progress: OnProgress,
     ) -> Result<Tensor> {
-        let [height, width] = self.large_size()?;
+        let enlargement = Enlargement {
+            stage: Stage::SuperRes,
+            size: self.large_size()?,
+            colours: self.colours(),
+            networks: [&self.super_res_first, &self.super_res_last],
+            scheduler: &self.super_res_scheduler,
+            sampler: options.super_res_sampler,
+            steps: options.super_res_num_inference_steps,
+        };
+        enlargement.run(small, known, noise, on_progress)
+    }
+
+    /// The same by the second upsampler.
+    ///
+    /// # Shapes
+    /// pictures [n, h, w, 3] → [n, larger, larger, 3]
+    fn enlarge(
+        &self,
+        second: &Enlarger,
+        pictures: &Tensor,
+        options: &Options,
+        noise: &dyn Noise,
+        on_progress: OnProgress,
+    ) -> Result<Tensor> {
+        let enlargement = Enlargement {
+            stage: Stage::SuperRes1024,
+            size: second.size()?,
+            colours: second.colours(),
+            networks: [&second.network; 2],
+            scheduler: &second.scheduler,
+            sampler: options.super_res_1024_sampler,
+            steps: options.super_res_1024_num_inference_steps,
+        };
+        let values = pictures.to_f64_vec()?;
+        let clipped: Vec<f64> = values.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+        let (shape, dtype) = (pictures.shape(), pictures.dtype());
+        let clipped = Tensor::from_f64(&clipped, shape, dtype, pictures.device());
+        enlargement.run(&clipped, None, noise, on_progress)
+    }
+}
+
+impl Enlarger {
+    /// Height and width of what it draws.
+    pub fn size(&self) -> Result<[usize; 2]> {
+        let size = self.network.model.config().sample_size;
+        sample_size(UNet2DModel::CLASS.name, size)
+    }
+
+    fn colours(&self) -> usize {
+        self.network.model.config().in_channels / 2
+    }
+}
+
+/// One upsampler at work.
+struct Enlargement<'a> {
+    stage: Stage,
+    /// Height and width of what comes out.
+    size: [usize; 2],
+    colours: usize,
+    /// For all steps but the last, and for the last.
+    networks: [&'a Loaded<UNet2DModel>; 2],
+    scheduler: &'a SchedulerConfig,
+    sampler: SamplerKind,
+    steps: usize,
+}
+
+impl Enlargement<'_> {
+    /// # Shapes
+    /// small [n, h, w, 3] → [n, ..size, 3]
+    fn run(
+        &self,
+        small: &Tensor,
+        known: Option<&Region>,
+        noise: &dyn Noise,
+        on_progress: OnProgress,
+    ) -> Result<Tensor> {
+        let [height, width] = self.size;
         let t = Tape::inference(None);
         let enlarged = resize::resize(
             &t,
@@ -445,26 +538,19 @@ impl Pipeline {
             width,
             Filter::BicubicAntialias,
         )?;
-        let steps = options.super_res_num_inference_steps;
         let mut run = Run {
-            stage: Stage::SuperRes,
-            sampler: options
-                .super_res_sampler
-                .sampler(&self.super_res_scheduler, steps)?,
+            stage: self.stage,
+            sampler: self.sampler.sampler(self.scheduler, self.steps)?,
             noise,
             kept: known.map(|region| Kept {
                 region,
                 resamples: 1,
-                scheduler: &self.super_res_scheduler,
+                scheduler: self.scheduler,
             }),
         };
         let last = run.sampler.timesteps().len() - 1;
         let predict = |At { index, timestep }: At, x: &Tensor| {
-            let Loaded { model, params } = if index == last {
-                &self.super_res_last
-            } else {
-                &self.super_res_first
-            };
+            let Loaded { model, params } = self.networks[usize::from(index == last)];
             let t = Tape::inference(Some(params));
             let output = t.scope("super_res", || {
                 // The noisy picture comes first.
@@ -475,7 +561,7 @@ impl Pipeline {
             })?;
             Ok(output.tensor().clone())
         };
-        let shape = [small.dims()[0], height, width, self.colours()];
+        let shape = [small.dims()[0], height, width, self.colours];
         run.denoise(&shape, small.dtype(), &predict, on_progress)
     }
 }

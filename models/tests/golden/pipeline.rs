@@ -70,6 +70,7 @@ impl Golden {
             super_res_first: component!("super_res_first"),
             super_res_last: component!("super_res_last"),
             super_res_scheduler: scheduler("super_res"),
+            super_res_1024: None,
         }
     }
 
@@ -101,6 +102,7 @@ impl Noise for Formula {
             Stage::Prior { .. } => "prior",
             Stage::Decoder => "decoder",
             Stage::SuperRes => "super_res",
+            Stage::SuperRes1024 => "super_res_1024",
             Stage::Inversion => panic!("an inversion draws no noise"),
         };
         let name = format!("noise/{name}/{occurrence}");

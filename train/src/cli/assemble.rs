@@ -23,6 +23,9 @@ pub struct Assemble {
     /// A finished run of the upsampler stage.
     #[arg(long, value_name = "RUN")]
     upsampler: PathBuf,
+    /// A finished run of the upsampler stage that begins where that one ends.
+    #[arg(long, value_name = "RUN")]
+    second_upsampler: Option<PathBuf>,
     /// The model directory; what is there is replaced.
     #[arg(short, long)]
     output: PathBuf,
@@ -38,6 +41,7 @@ impl Assemble {
             prior: &self.prior,
             decoder: &self.decoder,
             upsampler: &self.upsampler,
+            second_upsampler: self.second_upsampler.as_deref(),
         };
         let precision = match self.bf16 {
             true => Precision::Bf16,

@@ -157,6 +157,7 @@ impl Karlo {
             super_res_first,
             super_res_last,
             super_res_scheduler: SchedulerConfig::upsampler(),
+            super_res_1024: None,
         };
         let precision = self.output.precision();
         self.output.write(|dir| Ok(pipeline.save(dir, precision)?))

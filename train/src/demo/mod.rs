@@ -167,6 +167,7 @@ fn assembled(dir: &Path, sampling: &Sampling) -> Result<PathBuf> {
         prior: &dir.join(StageKind::Prior.name()),
         decoder: &dir.join(StageKind::Decoder.name()),
         upsampler: &dir.join(StageKind::Upsampler.name()),
+        second_upsampler: None,
     };
     assemble(&runs, sampling, Precision::Full, &target)?;
     Ok(target)

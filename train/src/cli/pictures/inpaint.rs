@@ -43,7 +43,8 @@ impl Inpaint {
         let known = input.outside(&mask, self.resamples)?;
         known.check(&studio.sampling.options())?;
         let batches = self.num_images.div_ceil(BATCH) as usize;
-        let [prior, decoder, super_res] = studio.pipeline.evaluations(&studio.sampling.options());
+        let [prior, decoder, super_res, _] =
+            studio.pipeline.evaluations(&studio.sampling.options());
         studio.expect(batches * (prior + decoder * self.resamples + super_res));
         let given = [
             ("Picture", input.name.clone()),

@@ -154,7 +154,10 @@ impl Studio {
         let seen = |step: &Step| {
             *done += 1;
             progress.count(*done);
-            let drawn = matches!(step.stage, Stage::Decoder | Stage::SuperRes);
+            let drawn = matches!(
+                step.stage,
+                Stage::Decoder | Stage::SuperRes | Stage::SuperRes1024
+            );
             if let Some(strip) = strip.as_mut().filter(|_| first && drawn) {
                 let seen = models::pipeline::Picture::from_tensor(step.x0)?;
                 strip.extend(seen.into_iter().next().map(Picture::from));
@@ -206,9 +209,9 @@ impl Studio {
     /// What the decoder and the upsampler take for a batch, and an inversion before it.
     fn evaluations(&self, inversion: Option<&InversionFlags>) -> usize {
         let options = self.sampling.options();
-        let [_, decoder, super_res] = options.evaluations();
+        let [_, decoder, super_res, second] = self.pipeline.evaluations(&options);
         let back = inversion.map_or(0, |flags| flags.iterations);
-        decoder + super_res + back * options.decoder_num_inference_steps
+        decoder + super_res + second + back * options.decoder_num_inference_steps
     }
 
     /// Reads a picture as the model sees it.
