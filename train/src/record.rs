@@ -127,7 +127,7 @@ pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 
 /// The first eight digits of a hash over the weights that make a picture.
 pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
-    let parts = [
+    let mut networks = vec![
         &pipeline.text_encoder.params,
         pipeline.prior.params(),
         &pipeline.text_proj.params,
@@ -135,15 +135,15 @@ pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
         &pipeline.super_res_first.params,
         &pipeline.super_res_last.params,
     ];
-    let parts = parts.map(|params| params.arena().to_device(Device::Cpu));
-    let parts = parts.into_iter().collect::<tensor::Result<Vec<_>>>()?;
+    let second = pipeline.super_res_1024.iter();
+    networks.extend(second.map(|second| &second.network.params));
+    let parts = networks
+        .iter()
+        .map(|params| params.arena().to_device(Device::Cpu));
+    let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
     let parts = parts.iter().map(Tensor::as_slice::<f32>);
     let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
     let parts = parts.into_iter().map(bytemuck::cast_slice);
-    let second = pipeline.super_res_1024.iter();
-    let second = second.map(|second| second.network.params.arena().as_slice::<f32>());
-    let second = second.collect::<tensor::Result<Vec<_>>>()?;
-    let parts = parts.chain(second.into_iter().map(bytemuck::cast_slice));
     let variance = pipeline.prior_scheduler.analytic_variance.iter();
     Ok(short_hash(parts.chain(
         variance.map(|v| bytemuck::cast_slice(v.x0_error())),
