@@ -2,23 +2,10 @@
 //! loops of products, convolution and attention, and whole sectors in their loads; streaming kernels that move what they must;
 //! no spills. `unclip kernels profile > benches/runs/<date>-sim-profile-<commit>/summary.md` makes a new one.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use autograd::harness::profile::Row;
 use autograd::ops::ALL;
-
-/// Kernels that move more than they promise, and why. One that does not any more fails the test until it is taken off.
-const MOVE_MORE: [(&str, &str); 2] = [
-    (
-        "group_norm_",
-        "every warp reads its channels' gains, scales and statistics again, which beside small maps are not little",
-    ),
-    (
-        "layer_norm_",
-        "every row reads gain and offset again, from its multiprocessor's cache, which the simulator does not have",
-    ),
-];
 
 /// The latest table: folders are named by their dates.
 fn table() -> String {
@@ -41,26 +28,7 @@ fn the_committed_table_keeps_what_kernels_promise() {
     });
     let of_passes = table.lines().filter_map(|l| l.strip_prefix("BROKEN: "));
     let broken: Vec<String> = of_rows.chain(of_passes.map(str::to_string)).collect();
-    let excuses = |what: &&String, kernel: &str| {
-        what.starts_with(kernel) && what.contains(" move") && what.contains(" times ")
-    };
-    for (kernel, why) in MOVE_MORE {
-        let lines = broken.iter().filter(|what| excuses(what, kernel)).count();
-        assert!(
-            lines > 0,
-            "{kernel} keeps its promise: take it off the list"
-        );
-        // Nothing can be done where standard error is closed.
-        let _ = writeln!(
-            std::io::stderr(),
-            "PROMISE NOT KEPT, {kernel}, {lines} lines: {why}"
-        );
-    }
-    let others = broken
-        .iter()
-        .filter(|what| !MOVE_MORE.iter().any(|(kernel, _)| excuses(what, kernel)));
-    let others: Vec<&String> = others.collect();
-    assert!(others.is_empty(), "{others:#?}");
+    assert!(broken.is_empty(), "{broken:#?}");
     assert!(
         rows.iter().all(|row| row.assembled.is_some()),
         "the table was made without ptxas"
