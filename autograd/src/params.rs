@@ -69,6 +69,27 @@ impl ParamInfo {
             }
         }
     }
+
+    /// The value that it starts with, shaped as in memory: a function of the seed and its name alone.
+    pub fn initial(&self, seed: u64, dtype: DType, device: Device) -> Result<Tensor> {
+        let mut value = Tensor::zeros(self.shape, dtype, device);
+        self.initialise(&mut value, seed)?;
+        Ok(value)
+    }
+
+    /// Writes it over zeros.
+    fn initialise(&self, value: &mut Tensor, seed: u64) -> Result<()> {
+        let draw = Draw::named(seed, &self.name, 0);
+        match self.init {
+            Init::Zeros => Ok(()),
+            Init::Ones => tensor::ops::fill::fill(value, 1.0),
+            Init::Constant(constant) => tensor::ops::fill::fill(value, constant),
+            Init::Normal { std } => tensor::ops::random::fill_normal(value, &draw, std),
+            Init::Uniform { bound } => {
+                tensor::ops::random::fill_uniform(value, &draw, -bound, bound)
+            }
+        }
+    }
 }
 
 /// The parameters of a model in declaration order, and their places in the arena.
@@ -218,16 +239,7 @@ impl Params {
         let mut arena = Tensor::zeros([layout.arena_len()], dtype, device);
         for (_, info) in layout.iter() {
             let mut part = arena.into_part(info.offset, info.shape)?;
-            let draw = Draw::named(seed, &info.name, 0);
-            match info.init {
-                Init::Zeros => {}
-                Init::Ones => tensor::ops::fill::fill(&mut part, 1.0)?,
-                Init::Constant(value) => tensor::ops::fill::fill(&mut part, value)?,
-                Init::Normal { std } => tensor::ops::random::fill_normal(&mut part, &draw, std)?,
-                Init::Uniform { bound } => {
-                    tensor::ops::random::fill_uniform(&mut part, &draw, -bound, bound)?
-                }
-            }
+            info.initialise(&mut part, seed)?;
             arena = part.into_whole(layout.arena_len())?;
         }
         Ok(Params { layout, arena })

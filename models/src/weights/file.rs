@@ -112,6 +112,11 @@ impl WeightFile {
         Ok(WeightFile { path, bytes })
     }
 
+    /// Its size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// # Errors
     /// If it is not a well-formed safetensors file.
     pub fn tensors(&self) -> Result<Tensors<'_>> {
@@ -168,6 +173,29 @@ impl<'a> Tensors<'a> {
     /// Leaves out what is no weight.
     pub fn ignore(&mut self, is_no_weight: impl Fn(&str) -> bool) {
         self.views.retain(|name, _| !is_no_weight(name));
+    }
+
+    /// Tensors, their elements, and the dtypes that they have, each once.
+    pub fn counted(&self) -> (usize, usize, Vec<String>) {
+        let elements = |view: &TensorView| view.shape().iter().product::<usize>();
+        let mut dtypes: Vec<Dtype> = self.views.values().map(TensorView::dtype).collect();
+        dtypes.sort();
+        dtypes.dedup();
+        let dtypes = dtypes
+            .iter()
+            .map(|dtype| format!("{dtype:?}").to_lowercase());
+        (
+            self.views.len(),
+            self.views.values().map(elements).sum(),
+            dtypes.collect(),
+        )
+    }
+
+    /// Shows every tensor's bytes, in the order of the names.
+    pub fn each(&self, mut see: impl FnMut(&str, &[u8])) {
+        self.views
+            .iter()
+            .for_each(|(name, view)| see(name, view.data()));
     }
 
     /// The numbers of a vector, if it is there.

@@ -5,22 +5,20 @@
 //! where that changes.
 
 pub(crate) mod file;
+mod write;
 
-use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use autograd::{DType, Device, FileLayout, ParamLayout, Params};
-use half::bf16;
-use safetensors::{Dtype, SafeTensorError, View};
+use autograd::{DType, Device, ParamLayout, Params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use tensor::Tensor;
 
-use self::file::{Source, WeightFile, pickle};
+pub use self::write::{Precision, save, save_initial, save_params};
+
+use self::file::{Found, Source, WeightFile, pickle};
 use crate::diffusion::{AnalyticVariance, SchedulerConfig};
 use crate::folder::Folder;
 use crate::model::{Class, Library, Loaded, Model, declare};
@@ -34,15 +32,6 @@ const CONFIG: &str = "config.json";
 const SCHEDULER: &str = "scheduler_config.json";
 /// A configuration longer than this is refused before it is parsed.
 const LONGEST_JSON: u64 = 16 << 20;
-
-/// How parameters are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// As they are in memory.
-    Full,
-    /// Rounded to bf16: half the size of f32.
-    Bf16,
-}
 
 impl Library {
     /// The name of the weight file in a component's directory.
@@ -67,16 +56,41 @@ impl Library {
 /// # Errors
 /// Missing, unexpected and mis-shaped weights are all named in one error; pickles are refused with what converts them.
 pub fn load<M: Model>(dir: impl Into<Folder>, dtype: DType, device: Device) -> Result<Loaded<M>> {
-    let dir = dir.into();
-    let config = load_config::<M>(&dir)?;
-    let (model, layout) = declare::<M>(&config)?;
+    fitting(&dir.into(), |model, found| {
+        let params = found.into_params(dtype, device)?;
+        Ok(Loaded { model, params })
+    })
+}
+
+/// Refuses what [`load`] would refuse, without reading a weight, and says what the component's configuration is.
+pub fn check<M: Model>(dir: &Folder) -> Result<M::Config> {
+    fitting(dir, |model: M, _| Ok(model.config().clone()))
+}
+
+/// Finds the weights of a component, all of which fit.
+fn fitting<M: Model, T>(dir: &Folder, then: impl FnOnce(M, Found) -> Result<T>) -> Result<T> {
+    let (model, layout) = declare::<M>(&load_config::<M>(dir)?)?;
     let file = M::CLASS.library.weights_file();
     let old = M::CLASS.library.pickle_file();
     if !dir.has(file) && dir.has(old) {
         return Err(pickle(&dir.path(old)));
     }
-    let params = load_params(&dir, file, M::CLASS.name, layout, dtype, device)?;
-    Ok(Loaded { model, params })
+    let file = WeightFile::of(dir, file)?;
+    then(model, find(&file, M::CLASS.name, layout)?)
+}
+
+/// Finds the parameters of a layout under their own names.
+fn find<'a>(
+    file: &'a WeightFile,
+    class: &'static str,
+    layout: Arc<ParamLayout>,
+) -> Result<Found<'a>> {
+    let mut tensors = file.tensors()?;
+    // A constant counter that older transformers saved beside the weights.
+    tensors.ignore(|name| name.ends_with("embeddings.position_ids"));
+    let found = tensors.find(layout, |info| Some(Source::whole(&info.name)));
+    tensors.check(class)?;
+    Ok(found)
 }
 
 /// Reads a component's configuration.
@@ -113,6 +127,53 @@ fn named_class(fields: &Value) -> Option<String> {
         None => fields["architectures"].get(0),
     };
     class.and_then(Value::as_str).map(str::to_owned)
+}
+
+/// What a component's files hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    pub class: String,
+    pub tensors: usize,
+    /// Elements of all tensors.
+    pub parameters: usize,
+    /// The dtypes that there are, such as `bf16`.
+    pub dtypes: Vec<String>,
+    /// Of the weight file.
+    pub bytes: u64,
+}
+
+/// What a component's files hold, by their beginnings; nothing if the folder holds no network's.
+///
+/// # Errors
+/// If there are a configuration and weights, and one of them cannot be read.
+pub fn describe(dir: &Folder) -> Result<Option<Description>> {
+    let files = [Library::Diffusers, Library::Transformers].map(Library::weights_file);
+    let Some(file) = files.into_iter().find(|file| dir.has(file)) else {
+        return Ok(None);
+    };
+    if !dir.has(CONFIG) {
+        return Ok(None);
+    }
+    let file = WeightFile::of(dir, file)?;
+    let (tensors, parameters, dtypes) = file.tensors()?.counted();
+    Ok(Some(Description {
+        class: class_of(dir)?,
+        tensors,
+        parameters,
+        dtypes,
+        bytes: file.len() as u64,
+    }))
+}
+
+/// Shows `see` every tensor of a component's weight file as it is stored, in the order of their names.
+///
+/// # Errors
+/// If there is no such file, or it is not well-formed.
+pub fn each_tensor(dir: &Folder, library: Library, see: impl FnMut(&str, &[u8])) -> Result<()> {
+    WeightFile::of(dir, library.weights_file())?
+        .tensors()?
+        .each(see);
+    Ok(())
 }
 
 /// Fields that say who wrote a file, not what is in it: they are written anew.
@@ -156,81 +217,7 @@ pub fn load_params(
     device: Device,
 ) -> Result<Params> {
     let file = WeightFile::of(dir, file)?;
-    let mut tensors = file.tensors()?;
-    // A constant counter that older transformers saved beside the weights.
-    tensors.ignore(|name| name.ends_with("embeddings.position_ids"));
-    let found = tensors.find(layout, |info| Some(Source::whole(&info.name)));
-    tensors.check(class)?;
-    found.into_params(dtype, device)
-}
-
-/// A parameter as it goes into a file.
-struct Stored {
-    tensor: Tensor,
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
-
-impl Stored {
-    fn new(params: &Params, id: autograd::ParamId, precision: Precision) -> Result<Stored> {
-        let info = params.layout().info(id);
-        let value = params.get(id)?;
-        let value = match info.file_layout {
-            FileLayout::Same => value,
-            FileLayout::Oihw => value.permute(&[0, 3, 1, 2])?,
-        };
-        let dtype = match (precision, params.dtype()) {
-            (Precision::Bf16, _) => Dtype::BF16,
-            (Precision::Full, DType::F64) => Dtype::F64,
-            (Precision::Full, _) => Dtype::F32,
-        };
-        let value = value.to_host()?;
-        Ok(Stored {
-            tensor: value.cast(match dtype {
-                Dtype::BF16 => DType::BF16,
-                Dtype::F64 => DType::F64,
-                _ => DType::F32,
-            })?,
-            dtype,
-            shape: info.file_shape().to_vec(),
-        })
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let x = &self.tensor;
-        let bytes = match self.dtype {
-            Dtype::BF16 => x.as_slice::<bf16>().map(bytemuck::cast_slice),
-            Dtype::F64 => x.as_slice::<f64>().map(bytemuck::cast_slice),
-            _ => x.as_slice::<f32>().map(bytemuck::cast_slice),
-        };
-        // `Stored::new` made the tensor so: on the host, in row-major order, of this dtype.
-        Cow::Borrowed(bytes.expect("the tensor was made for its file"))
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.len() * self.dtype.bitsize() / 8
-    }
-}
-
-/// Writes a component that the class's own library opens as it is. Each file appears whole or not at all.
-pub fn save<M: Model>(dir: &Path, model: &M, params: &Params, precision: Precision) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::write(dir))?;
-    save_params(
-        &dir.join(M::CLASS.library.weights_file()),
-        params,
-        precision,
-    )?;
-    save_config(dir, M::CLASS, model.config(), params.dtype(), precision)
+    find(&file, class, layout)?.into_params(dtype, device)
 }
 
 fn save_config(
@@ -248,10 +235,11 @@ fn save_config(
             fields.insert("_diffusers_version".into(), json!(DIFFUSERS_VERSION));
         }
         Library::Transformers => {
-            let dtype = match (precision, dtype) {
-                (Precision::Bf16, _) => "bfloat16",
-                (Precision::Full, DType::F64) => "float64",
-                (Precision::Full, _) => "float32",
+            let dtype = match precision.stored(dtype) {
+                DType::F64 => "float64",
+                DType::BF16 => "bfloat16",
+                DType::F16 => "float16",
+                _ => "float32",
             };
             fields.insert("architectures".into(), json!([class.name]));
             fields.insert("model_type".into(), json!(model_type(class.name)));
@@ -285,48 +273,28 @@ pub(crate) fn to_object(value: &impl Serialize, path: &Path) -> Result<Map<Strin
 
 pub(crate) fn save_json(path: &Path, value: &Value) -> Result<()> {
     atomically(path, |temporary| {
-        fs::write(temporary, format!("{value:#}\n"))
-    })
-}
-
-/// Writes parameters under their names and in PyTorch's shapes.
-pub fn save_params(path: &Path, params: &Params, precision: Precision) -> Result<()> {
-    let views = params
-        .layout()
-        .iter()
-        .map(|(id, info)| Ok((info.name.as_str(), Stored::new(params, id, precision)?)))
-        .collect::<Result<Vec<_>>>()?;
-    // transformers opens only files that say which framework wrote them.
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    atomically(path, |temporary| {
-        safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(
-            |error| match error {
-                SafeTensorError::IoError(error) => error,
-                other => io::Error::other(other.to_string()),
-            },
-        )
+        fs::write(temporary, format!("{value:#}\n")).map_err(Error::write(path))
     })
 }
 
 /// Writes a file beside `path`, flushes it to the disk, and only then gives it its name.
-fn atomically(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+pub(crate) fn atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    let finish = || {
-        write(&temporary)?;
+    let name_it = || {
         File::options().write(true).open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(dir)?.sync_all() // the name is on the disk only when its directory is
     };
-    let outcome = finish();
+    let outcome = write(&temporary).and_then(|()| name_it().map_err(Error::write(path)));
     if outcome.is_err() {
         let _ = fs::remove_file(&temporary); // what matters is the error that is being returned
     }
-    outcome.map_err(Error::write(path))
+    outcome
 }
 
 /// Reads `scheduler_config.json` of a directory, and the analytic variance beside it, if there is one.
