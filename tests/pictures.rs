@@ -95,14 +95,14 @@ fn workspace() -> tempfile::TempDir {
     };
     let pipeline = Pipeline {
         tokenizer,
-        text_encoder: tiny::<CLIPTextModelWithProjection>(&text),
-        prior: tiny::<PriorTransformer>(&prior).into(),
+        text_encoder: tiny::<CLIPTextModelWithProjection>(&text).into(),
+        prior: Some(tiny::<PriorTransformer>(&prior).into()),
         prior_scheduler: SchedulerConfig::prior(),
-        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj),
-        decoder: tiny::<UNet2DConditionModel>(&decoder),
+        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj).into(),
+        decoder: tiny::<UNet2DConditionModel>(&decoder).into(),
         decoder_scheduler: SchedulerConfig::decoder(),
-        super_res_first: tiny::<UNet2DModel>(&upsampler),
-        super_res_last: tiny::<UNet2DModel>(&upsampler),
+        super_res_first: tiny::<UNet2DModel>(&upsampler).into(),
+        super_res_last: tiny::<UNet2DModel>(&upsampler).into(),
         super_res_scheduler: SchedulerConfig::upsampler(),
         super_res_1024: None,
     };

@@ -5,6 +5,7 @@
 //! of devices, streams or training loops.
 #![forbid(unsafe_code)]
 
+pub mod architecture;
 pub mod clip;
 pub mod config;
 pub mod diffusion;

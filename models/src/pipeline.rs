@@ -2,12 +2,14 @@
 //!
 //! tokenizer → text encoder → prior → text projection and decoder → enlargement → upsampler → 8-bit picture.
 
+mod component;
 mod guided;
 mod known;
 mod noise;
 mod options;
 mod sample;
 
+pub use component::{Component, Opened};
 pub use known::{Known, Region};
 pub use noise::{GivenNoise, Latent, Noise, SeededNoise};
 pub use options::{Options, PriorVariance};
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 use crate::clip::CLIPTextModelWithProjection;
 use crate::diffusion::SchedulerConfig;
 use crate::folder::Folder;
-use crate::model::{Loaded, Model};
+use crate::model::{Class, Model};
 use crate::prior::{AutoregressivePrior, Prior, PriorTransformer};
 use crate::text_proj::UnCLIPTextProjModel;
 use crate::tokenizer::Tokenizer;
@@ -138,16 +140,17 @@ pub struct TextConditioning {
 /// Every component of the pipeline.
 pub struct Pipeline {
     pub tokenizer: Tokenizer,
-    pub text_encoder: Loaded<CLIPTextModelWithProjection>,
-    pub prior: Prior,
+    pub text_encoder: Component<CLIPTextModelWithProjection>,
+    /// A directory for image variation has none: image embeddings are then given.
+    pub prior: Option<Prior>,
     pub prior_scheduler: SchedulerConfig,
-    pub text_proj: Loaded<UnCLIPTextProjModel>,
-    pub decoder: Loaded<UNet2DConditionModel>,
+    pub text_proj: Component<UnCLIPTextProjModel>,
+    pub decoder: Component<UNet2DConditionModel>,
     pub decoder_scheduler: SchedulerConfig,
     /// Takes all steps of the upsampler but the last.
-    pub super_res_first: Loaded<UNet2DModel>,
+    pub super_res_first: Component<UNet2DModel>,
     /// Takes the last step.
-    pub super_res_last: Loaded<UNet2DModel>,
+    pub super_res_last: Component<UNet2DModel>,
     pub super_res_scheduler: SchedulerConfig,
     /// Enlarges once more, to 1024² in the paper; diffusers' pipeline has none, and leaves its directory alone.
     pub super_res_1024: Option<Enlarger>,
@@ -155,22 +158,34 @@ pub struct Pipeline {
 
 /// The second upsampler.
 pub struct Enlarger {
-    pub network: Loaded<UNet2DModel>,
+    pub network: Component<UNet2DModel>,
     pub scheduler: SchedulerConfig,
 }
 
 /// What names the components of a directory.
 pub const INDEX: &str = "model_index.json";
 const PIPELINE_CLASS: &str = "UnCLIPPipeline";
+/// The class of directories whose pictures begin with a picture: an image encoder in place of the prior.
+const VARIATION_CLASS: &str = "UnCLIPImageVariationPipeline";
 
 impl Pipeline {
-    /// Opens a directory as diffusers and [`Pipeline::save`] write it.
+    /// Opens a directory as diffusers and [`Pipeline::save`] write it, for text to image or image variation. Everything
+    /// is checked now; each network is read when its stage begins, and given back when it ends.
     pub fn load(dir: impl Into<Folder>, dtype: DType, device: Device) -> Result<Pipeline> {
-        let dir = dir.into();
-        let class = weights::load_object(&dir, INDEX)?["_class_name"].clone();
-        if class != PIPELINE_CLASS {
+        fn component<M: Model>(
+            dir: &Folder,
+            name: &str,
+            dtype: DType,
+            device: Device,
+        ) -> Result<Component<M>> {
+            Component::stored(dir.join(name), dtype, device)
+        }
+        let dir = &dir.into();
+        let class = weights::load_object(dir, INDEX)?["_class_name"].clone();
+        let has_prior = class == PIPELINE_CLASS;
+        if !has_prior && class != VARIATION_CLASS {
             let reason =
-                format!("it describes {class}, only a text-to-image {PIPELINE_CLASS} can be run");
+                format!("it describes {class}, {PIPELINE_CLASS} or {VARIATION_CLASS} is needed");
             return Err(Error::Json {
                 path: dir.path(INDEX),
                 reason,
@@ -180,18 +195,24 @@ impl Pipeline {
         Ok(Pipeline {
             tokenizer: Tokenizer::from_dir(dir.join("tokenizer"))
                 .map_err(|e| Error::Request(e.to_string()))?,
-            text_encoder: weights::load(dir.join("text_encoder"), dtype, device)?,
-            prior: load_prior(dir.join("prior"), dtype, device)?,
-            prior_scheduler: scheduler("prior_scheduler")?,
-            text_proj: weights::load(dir.join("text_proj"), dtype, device)?,
-            decoder: weights::load(dir.join("decoder"), dtype, device)?,
+            text_encoder: component(dir, "text_encoder", dtype, device)?,
+            prior: match has_prior {
+                true => Some(stored_prior(dir.join("prior"), dtype, device)?),
+                false => None,
+            },
+            prior_scheduler: match has_prior {
+                true => scheduler("prior_scheduler")?,
+                false => SchedulerConfig::prior(),
+            },
+            text_proj: component(dir, "text_proj", dtype, device)?,
+            decoder: component(dir, "decoder", dtype, device)?,
             decoder_scheduler: scheduler("decoder_scheduler")?,
-            super_res_first: weights::load(dir.join("super_res_first"), dtype, device)?,
-            super_res_last: weights::load(dir.join("super_res_last"), dtype, device)?,
+            super_res_first: component(dir, "super_res_first", dtype, device)?,
+            super_res_last: component(dir, "super_res_last", dtype, device)?,
             super_res_scheduler: scheduler("super_res_scheduler")?,
             super_res_1024: match dir.join("super_res_1024").has("config.json") {
                 true => Some(Enlarger {
-                    network: weights::load(dir.join("super_res_1024"), dtype, device)?,
+                    network: component(dir, "super_res_1024", dtype, device)?,
                     scheduler: scheduler("super_res_1024_scheduler")?,
                 }),
                 false => None,
@@ -199,58 +220,108 @@ impl Pipeline {
         })
     }
 
+    /// The prior.
+    ///
+    /// # Errors
+    /// If this is a pipeline for image variation, which has none.
+    pub fn prior(&self) -> Result<&Prior> {
+        self.prior.as_ref().ok_or_else(|| {
+            Error::Request(
+                "this model has no prior, so it cannot draw what a text says: vary a picture with it".into(),
+            )
+        })
+    }
+
     /// Writes the directory, its index last.
+    ///
+    /// # Errors
+    /// Also if there is no prior.
     pub fn save(&self, dir: &Path, precision: Precision) -> Result<()> {
         fn component<M: Model>(
             dir: &Path,
             name: &str,
-            loaded: &Loaded<M>,
+            network: &Component<M>,
             precision: Precision,
         ) -> Result<()> {
+            let loaded = network.open()?;
             weights::save(&dir.join(name), &loaded.model, &loaded.params, precision)
         }
-        let tokenizer = dir.join("tokenizer");
-        std::fs::create_dir_all(&tokenizer).map_err(Error::write(&tokenizer))?;
-        self.tokenizer
-            .save(&tokenizer)
-            .map_err(|e| Error::Request(e.to_string()))?;
+        let prior = self.prior()?;
         component(dir, "text_encoder", &self.text_encoder, precision)?;
-        match &self.prior {
-            Prior::Diffusion(prior) => component(dir, "prior", prior, precision)?,
-            Prior::Autoregressive(prior) => component(dir, "prior", prior, precision)?,
-        }
+        let class = match prior {
+            Prior::Diffusion(prior) => {
+                component(dir, "prior", prior, precision)?;
+                PriorTransformer::CLASS
+            }
+            Prior::Autoregressive(prior) => {
+                component(dir, "prior", prior, precision)?;
+                AutoregressivePrior::CLASS
+            }
+        };
         component(dir, "text_proj", &self.text_proj, precision)?;
         component(dir, "decoder", &self.decoder, precision)?;
         component(dir, "super_res_first", &self.super_res_first, precision)?;
         component(dir, "super_res_last", &self.super_res_last, precision)?;
-        weights::save_scheduler(&dir.join("prior_scheduler"), &self.prior_scheduler)?;
-        weights::save_scheduler(&dir.join("decoder_scheduler"), &self.decoder_scheduler)?;
-        weights::save_scheduler(&dir.join("super_res_scheduler"), &self.super_res_scheduler)?;
         if let Some(Enlarger { network, scheduler }) = &self.super_res_1024 {
             component(dir, "super_res_1024", network, precision)?;
             weights::save_scheduler(&dir.join("super_res_1024_scheduler"), scheduler)?;
         }
-        save_model_index(dir, &self.prior)
+        save_frame(
+            dir,
+            &self.tokenizer,
+            class,
+            [
+                &self.prior_scheduler,
+                &self.decoder_scheduler,
+                &self.super_res_scheduler,
+            ],
+        )
     }
 }
 
-/// Reads either prior: its configuration says which.
-pub fn load_prior(dir: Folder, dtype: DType, device: Device) -> Result<Prior> {
-    match weights::class_of(&dir)?.as_str() {
-        class if class == AutoregressivePrior::CLASS.name => {
-            Ok(weights::load::<AutoregressivePrior>(dir, dtype, device)?.into())
-        }
-        _ => Ok(weights::load::<PriorTransformer>(dir, dtype, device)?.into()),
+/// Writes what a directory holds beside its networks: the tokenizer, the schedulers of prior, decoder and upsampler, and the
+/// index last.
+pub fn save_frame(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    prior: Class,
+    schedulers: [&SchedulerConfig; 3],
+) -> Result<()> {
+    let place = dir.join("tokenizer");
+    std::fs::create_dir_all(&place).map_err(Error::write(&place))?;
+    tokenizer
+        .save(&place)
+        .map_err(|e| Error::Request(e.to_string()))?;
+    let names = [
+        "prior_scheduler",
+        "decoder_scheduler",
+        "super_res_scheduler",
+    ];
+    for (name, scheduler) in names.into_iter().zip(schedulers) {
+        weights::save_scheduler(&dir.join(name), scheduler)?;
     }
+    save_model_index(dir, prior)
+}
+
+/// Either prior of a folder, which is not read yet: its configuration says which.
+pub fn stored_prior(dir: Folder, dtype: DType, device: Device) -> Result<Prior> {
+    Ok(
+        match weights::class_of(&dir)? == AutoregressivePrior::CLASS.name {
+            true => Prior::Autoregressive(Box::new(Component::stored(dir, dtype, device)?)),
+            false => Prior::Diffusion(Box::new(Component::stored(dir, dtype, device)?)),
+        },
+    )
 }
 
 /// Writes `model_index.json`: what diffusers' pipeline class finds its components by.
-fn save_model_index(dir: &Path, prior: &Prior) -> Result<()> {
+fn save_model_index(dir: &Path, prior: Class) -> Result<()> {
     let (diffusers, transformers) = ("diffusers", "transformers");
-    let prior = match prior {
-        Prior::Diffusion(_) => [diffusers, PriorTransformer::CLASS.name],
-        Prior::Autoregressive(_) => ["unclip", AutoregressivePrior::CLASS.name],
+    // No other library has the autoregressive one.
+    let library = match prior == AutoregressivePrior::CLASS {
+        true => "unclip",
+        false => diffusers,
     };
+    let prior = [library, prior.name];
     let index: Value = json!({
         "_class_name": PIPELINE_CLASS,
         "_diffusers_version": weights::DIFFUSERS_VERSION,

@@ -24,33 +24,24 @@ use crate::Result;
 use crate::config::{Checks, Extra};
 use crate::model::{Class, Library, Loaded, Model};
 use crate::nn::{LayerNorm, Linear, TimestepEmbedding, repeat};
+use crate::pipeline::Component;
 use crate::unet::extend_mask;
 
 /// One of the two priors.
-#[derive(Debug)]
 pub enum Prior {
-    Diffusion(Box<Loaded<PriorTransformer>>),
-    Autoregressive(Box<Loaded<AutoregressivePrior>>),
-}
-
-impl Prior {
-    pub fn params(&self) -> &Params {
-        match self {
-            Prior::Diffusion(prior) => &prior.params,
-            Prior::Autoregressive(prior) => &prior.params,
-        }
-    }
+    Diffusion(Box<Component<PriorTransformer>>),
+    Autoregressive(Box<Component<AutoregressivePrior>>),
 }
 
 impl From<Loaded<PriorTransformer>> for Prior {
     fn from(prior: Loaded<PriorTransformer>) -> Prior {
-        Prior::Diffusion(Box::new(prior))
+        Prior::Diffusion(Box::new(prior.into()))
     }
 }
 
 impl From<Loaded<AutoregressivePrior>> for Prior {
     fn from(prior: Loaded<AutoregressivePrior>) -> Prior {
-        Prior::Autoregressive(Box::new(prior))
+        Prior::Autoregressive(Box::new(prior.into()))
     }
 }
 

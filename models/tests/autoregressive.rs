@@ -237,14 +237,14 @@ fn pipeline() -> Pipeline {
     };
     Pipeline {
         tokenizer,
-        text_encoder: tiny::<CLIPTextModelWithProjection>(&text, DType::F32),
-        prior: prior(length, DType::F32).into(),
+        text_encoder: tiny::<CLIPTextModelWithProjection>(&text, DType::F32).into(),
+        prior: Some(prior(length, DType::F32).into()),
         prior_scheduler: SchedulerConfig::prior(),
-        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj, DType::F32),
-        decoder: tiny::<UNet2DConditionModel>(&decoder, DType::F32),
+        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj, DType::F32).into(),
+        decoder: tiny::<UNet2DConditionModel>(&decoder, DType::F32).into(),
         decoder_scheduler: SchedulerConfig::decoder(),
-        super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32),
-        super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32),
+        super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32).into(),
+        super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32).into(),
         super_res_scheduler: SchedulerConfig::upsampler(),
         super_res_1024: None,
     }
@@ -266,7 +266,7 @@ fn a_pipeline_draws_with_it_saved_and_loaded_and_reports_every_code() {
     let index = std::fs::read_to_string(dir.path().join("model_index.json")).unwrap();
     assert!(index.contains(AutoregressivePrior::CLASS.name));
     let loaded = Pipeline::load(dir.path(), DType::F32, Device::Cpu).unwrap();
-    assert!(matches!(loaded.prior, Prior::Autoregressive(_)));
+    assert!(matches!(loaded.prior, Some(Prior::Autoregressive(_))));
     let draw = |pipeline: &Pipeline, prompts: &[&str], first_image: u32| {
         let noise = SeededNoise {
             seed: 5,
@@ -349,7 +349,7 @@ fn settings_of_the_other_prior_are_refused() {
         num_embeddings: 9,
         ..PriorConfig::default()
     };
-    p.prior = tiny::<PriorTransformer>(&config, DType::F32).into();
+    p.prior = Some(tiny::<PriorTransformer>(&config, DType::F32).into());
     for (name, options) in [
         (
             "temperature",

@@ -4,12 +4,15 @@ mod common;
 
 use autograd::{DType, Decay, Device, ParamGrads, ParamId, Params, Tape, Var};
 use common::*;
+use models::architecture::Architecture;
 use models::clip::{CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection};
+use models::pipeline::Pipeline;
 use models::prior::{PriorConfig, PriorTransformer};
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
+use models::tokenizer::Tokenizer;
 use models::unet::{UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel};
 use models::weights::{self, Precision};
-use models::{Error, Loaded, Model, declare};
+use models::{Error, Folder, Loaded, Model, declare};
 
 /// Parameters and tensors of a configuration, counted without allocating any.
 fn count<M: Model>(config: &M::Config) -> (usize, usize) {
@@ -35,6 +38,138 @@ fn karlo_has_as_many_parameters_as_karlo() {
         count::<UNet2DModel>(&UNet2DConfig::karlo()),
         (691_579_523, 408)
     );
+}
+
+#[test]
+fn architectures_have_the_counts_that_the_documentation_derives() {
+    let counts = |architecture: Architecture| -> Vec<(&'static str, usize)> {
+        let parts = architecture.parts().unwrap();
+        parts.iter().map(|p| (p.name, p.parameters)).collect()
+    };
+    let clip = [
+        ("text_encoder", 123_650_304),
+        ("image_encoder", 303_966_208),
+    ];
+    assert_eq!(
+        counts(Architecture::karlo()),
+        [
+            clip.as_slice(),
+            &[
+                ("prior", 1_022_030_080),
+                ("text_proj", 7_878_400),
+                ("decoder", 885_439_686),
+                ("super_res_first", 691_579_523),
+                ("super_res_last", 691_579_523),
+            ]
+        ]
+        .concat()
+    );
+    assert_eq!(
+        counts(Architecture::small()),
+        [
+            clip.as_slice(),
+            &[
+                ("prior", 88_664_064),
+                ("text_proj", 4_136_448),
+                ("decoder", 314_921_286),
+                ("super_res_first", 194_075_139),
+                ("super_res_last", 194_075_139),
+            ]
+        ]
+        .concat()
+    );
+    assert_eq!(
+        counts(Architecture::tiny()),
+        [
+            ("text_encoder", 171_776),
+            ("image_encoder", 120_832),
+            ("prior", 127_552),
+            ("text_proj", 37_632),
+            ("decoder", 861_638),
+            ("super_res_first", 695_235),
+            ("super_res_last", 695_235),
+        ]
+    );
+    assert_eq!(
+        counts(Architecture::paper()),
+        [
+            ("text_encoder", 354_215_936),
+            ("image_encoder", 632_307_200),
+            ("prior", 1_225_927_680),
+            ("text_proj", 14_699_520),
+            ("decoder", 2_238_164_486),
+            ("super_res_first", 691_579_523),
+            ("super_res_last", 691_579_523),
+            ("super_res_1024", 267_146_691),
+        ]
+    );
+}
+
+#[test]
+fn a_new_model_is_written_as_training_begins_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let architecture = Architecture::tiny();
+    let context = architecture.text_encoder.max_position_embeddings;
+    let tokenizer = Tokenizer::from_merges(&[], context).unwrap();
+    let mut told = Vec::new();
+    architecture
+        .create(dir.path(), &tokenizer, 7, Precision::Full, |name| {
+            told.push(name)
+        })
+        .unwrap();
+    assert_eq!(told.len(), 7);
+    assert!(Pipeline::load(dir.path(), DType::F32, Device::Cpu).is_ok());
+    let init = Loaded::<UNet2DConditionModel>::init;
+    let trained = init(&architecture.decoder, 7, DType::F32, Device::Cpu).unwrap();
+    let load = |dir: &std::path::Path| -> Loaded<UNet2DConditionModel> {
+        weights::load(&dir.join("decoder"), DType::F32, Device::Cpu).unwrap()
+    };
+    let written = load(dir.path());
+    assert!(written.params.arena().bit_equal(trained.params.arena()));
+    // The same through memory gives the same files, and half precision rounds.
+    for (precision, dtype) in [
+        (Precision::Full, DType::F32),
+        (Precision::Bf16, DType::BF16),
+        (Precision::F16, DType::F16),
+    ] {
+        let [streamed, whole] = ["streamed", "whole"].map(|name| dir.path().join(name));
+        weights::save_initial::<UNet2DConditionModel>(
+            &streamed,
+            &architecture.decoder,
+            7,
+            precision,
+        )
+        .unwrap();
+        weights::save(&whole, &trained.model, &trained.params, precision).unwrap();
+        for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+            let bytes = |dir: &std::path::Path| std::fs::read(dir.join(file)).unwrap();
+            assert!(bytes(&streamed) == bytes(&whole), "{file} of {precision:?}");
+        }
+        let found = weights::describe(&Folder::from(&streamed))
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.dtypes, [dtype.to_string()]);
+        assert_eq!((found.tensors, found.parameters), (176, 861_638));
+        let rounded: Loaded<UNet2DConditionModel> =
+            weights::load(&streamed, DType::F32, Device::Cpu).unwrap();
+        let want = trained.params.arena().cast(dtype).unwrap();
+        let want = want.cast(DType::F32).unwrap();
+        assert!(rounded.params.arena().bit_equal(&want));
+    }
+}
+
+#[test]
+fn a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("model");
+    let tokenizer = Tokenizer::from_merges(&[], 31).unwrap();
+    let refused = Architecture::tiny().create(&place, &tokenizer, 0, Precision::Full, |_| {});
+    let error = refused.unwrap_err().to_string();
+    assert!(
+        error.contains("31 tokens, this text encoder reads 32"),
+        "{error}"
+    );
+    assert!(!place.exists());
 }
 
 #[test]

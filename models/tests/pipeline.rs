@@ -61,14 +61,14 @@ fn pipeline() -> Pipeline {
     };
     Pipeline {
         tokenizer,
-        text_encoder: tiny::<CLIPTextModelWithProjection>(&text, DType::F32),
-        prior: tiny::<PriorTransformer>(&prior, DType::F32).into(),
+        text_encoder: tiny::<CLIPTextModelWithProjection>(&text, DType::F32).into(),
+        prior: Some(tiny::<PriorTransformer>(&prior, DType::F32).into()),
         prior_scheduler: SchedulerConfig::prior(),
-        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj, DType::F32),
-        decoder: tiny::<UNet2DConditionModel>(&decoder, DType::F32),
+        text_proj: tiny::<UnCLIPTextProjModel>(&text_proj, DType::F32).into(),
+        decoder: tiny::<UNet2DConditionModel>(&decoder, DType::F32).into(),
         decoder_scheduler: SchedulerConfig::decoder(),
-        super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32),
-        super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32),
+        super_res_first: tiny::<UNet2DModel>(&upsampler, DType::F32).into(),
+        super_res_last: tiny::<UNet2DModel>(&upsampler, DType::F32).into(),
         super_res_scheduler: SchedulerConfig::upsampler(),
         super_res_1024: None,
     }
@@ -122,7 +122,7 @@ fn a_second_upsampler_enlarges_what_the_first_made() {
     };
     let before = names(&p);
     p.super_res_1024 = Some(Enlarger {
-        network: tiny::<UNet2DModel>(&larger, DType::F32),
+        network: tiny::<UNet2DModel>(&larger, DType::F32).into(),
         scheduler: SchedulerConfig {
             beta_schedule: BetaSchedule::Linear,
             ..SchedulerConfig::upsampler()

@@ -5,7 +5,7 @@ use std::path::Path;
 use autograd::{Device, Params};
 use models::clip::{CLIPModel, CLIPTextModelWithProjection};
 use models::diffusion::{Prediction, SchedulerConfig};
-use models::pipeline::{Enlarger, Pipeline, load_prior};
+use models::pipeline::{Component, Enlarger, Pipeline, stored_prior};
 use models::tokenizer::Tokenizer;
 use models::weights::{self, Precision};
 use models::{Folder, Loaded, Model, declare};
@@ -57,22 +57,22 @@ pub fn assemble(
     let super_res = model_dir(runs.upsampler).join("upsampler");
     let pipeline = Pipeline {
         tokenizer,
-        text_encoder: text_encoder(&clip)?,
-        prior: load_prior(prior.join("prior"), DTYPE, Device::Cpu)?,
+        text_encoder: text_encoder(&clip)?.into(),
+        prior: Some(stored_prior(prior.join("prior"), DTYPE, Device::Cpu)?),
         prior_scheduler,
-        text_proj: weights::load(&decoder.join("text_proj"), DTYPE, Device::Cpu)?,
-        decoder: weights::load(&decoder.join("decoder"), DTYPE, Device::Cpu)?,
+        text_proj: stored(&decoder.join("text_proj"))?,
+        decoder: stored(&decoder.join("decoder"))?,
         decoder_scheduler: SchedulerConfig {
             prediction_type: prediction_of(runs.decoder)?,
             ..SchedulerConfig::decoder()
         },
         // One trained network takes all steps, the last one too.
-        super_res_first: weights::load(&super_res, DTYPE, Device::Cpu)?,
-        super_res_last: weights::load(&super_res, DTYPE, Device::Cpu)?,
+        super_res_first: stored(&super_res)?,
+        super_res_last: stored(&super_res)?,
         super_res_scheduler: upsampler_scheduler(runs.upsampler)?,
         super_res_1024: match runs.second_upsampler {
             Some(run) => Some(Enlarger {
-                network: weights::load(&model_dir(run).join("upsampler"), DTYPE, Device::Cpu)?,
+                network: stored(&model_dir(run).join("upsampler"))?,
                 scheduler: upsampler_scheduler(run)?,
             }),
             None => None,
@@ -84,6 +84,11 @@ pub fn assemble(
         weights::save(&dir.join("clip"), &clip.model, &clip.params, precision)?;
         sampling.save(dir)
     })
+}
+
+/// A network that is read when it is copied.
+fn stored<M: Model>(dir: &Path) -> Result<Component<M>> {
+    Ok(Component::stored(dir.into(), DTYPE, Device::Cpu)?)
 }
 
 /// What the network of a decoder's run predicts.

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::Path;
 
-use models::Model;
 use models::config::Extent;
 use models::pipeline::{Given, Pipeline, SeededNoise};
 use serde::{Deserialize, Serialize};
@@ -143,7 +142,7 @@ fn known(
         Some([height, width]) if height == width => Ok(height),
         _ => Err(Error::usage("only models of square pictures can be asked")),
     };
-    let large = side(pipeline.super_res_first.model.config().sample_size)?;
+    let large = side(pipeline.super_res_first.config().sample_size)?;
     let pixels = || -> Vec<u8> {
         let pictures = (first as u64..)
             .zip(scenes)
@@ -161,7 +160,7 @@ fn known(
             Ok(Known::Embeddings(clip.images(&pixels(), large)?))
         }
         Start::Small => {
-            let small = side(pipeline.decoder.model.config().sample_size)?;
+            let small = side(pipeline.decoder.config().sample_size)?;
             Ok(Known::Small(source::shrunk(&pixels(), large, small)))
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use models::pipeline::Pipeline;
+use models::diffusion::SchedulerConfig;
+use models::{Folder, Library, weights};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tensor::{Device, Tensor};
 
 use crate::checkpoint::hex;
 use crate::sampling::Sampling;
@@ -125,27 +125,47 @@ pub fn short_hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     hex(&hash.finalize()[..4])
 }
 
-/// The first eight digits of a hash over the weights that make a picture.
-pub fn model_hash(pipeline: &Pipeline) -> Result<String> {
-    let mut networks = vec![
-        &pipeline.text_encoder.params,
-        pipeline.prior.params(),
-        &pipeline.text_proj.params,
-        &pipeline.decoder.params,
-        &pipeline.super_res_first.params,
-        &pipeline.super_res_last.params,
-    ];
-    let second = pipeline.super_res_1024.iter();
-    networks.extend(second.map(|second| &second.network.params));
-    let parts = networks
-        .iter()
-        .map(|params| params.arena().to_device(Device::Cpu));
-    let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
-    let parts = parts.iter().map(Tensor::as_slice::<f32>);
-    let parts = parts.collect::<tensor::Result<Vec<_>>>()?;
-    let parts = parts.into_iter().map(bytemuck::cast_slice);
-    let variance = pipeline.prior_scheduler.analytic_variance.iter();
-    Ok(short_hash(parts.chain(
-        variance.map(|v| bytemuck::cast_slice(v.x0_error())),
-    )))
+/// What of a tensor goes into a model's hash: the whole of a small one, or its beginning, its middle and its end. Gigabytes
+/// of weights would take minutes to read, and a model that was trained on differs in every tensor.
+fn sampled(bytes: &[u8]) -> [&[u8]; 3] {
+    const PART: usize = 4096;
+    if bytes.len() <= 3 * PART {
+        return [bytes, &[], &[]];
+    }
+    let middle = bytes.len() / 2;
+    [
+        &bytes[..PART],
+        &bytes[middle..middle + PART],
+        &bytes[bytes.len() - PART..],
+    ]
+}
+
+/// The first eight digits of a hash over the weights that make a picture, as a model directory stores them, and the analytic
+/// variance of its prior, where that is known.
+pub fn model_hash(dir: &Folder, prior: &SchedulerConfig) -> Result<String> {
+    use Library::{Diffusers, Transformers};
+    let mut hash = Sha256::new();
+    for (name, library) in [
+        ("text_encoder", Transformers),
+        ("prior", Diffusers),
+        ("text_proj", Diffusers),
+        ("decoder", Diffusers),
+        ("super_res_first", Diffusers),
+        ("super_res_last", Diffusers),
+        ("super_res_1024", Diffusers),
+    ] {
+        let part = dir.join(name);
+        // A model for image variation has no prior, and few have a second upsampler.
+        if part.has(library.weights_file()) {
+            weights::each_tensor(&part, library, |tensor, bytes| {
+                hash.update(tensor.as_bytes());
+                hash.update(bytes.len().to_le_bytes());
+                sampled(bytes).iter().for_each(|part| hash.update(part));
+            })?;
+        }
+    }
+    if let Some(variance) = &prior.analytic_variance {
+        hash.update(bytemuck::cast_slice(variance.x0_error()));
+    }
+    Ok(hex(&hash.finalize()[..4]))
 }

@@ -91,9 +91,9 @@ impl fmt::Display for Interval {
     }
 }
 
-/// The settings of a pipeline, and the flags of the same names that change them.
+/// The settings of a pipeline, and the flags of the same names, some with a shorter one, that change them.
 macro_rules! settings {
-    ($($(#[$doc:meta])+ $name:ident: $kind:ty = $default:expr,)+) => {
+    ($($(#[$doc:meta])+ $name:ident $(| $alias:literal)?: $kind:ty = $default:expr,)+) => {
         /// The settings of a pipeline; the names are diffusers', where it has them.
         #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
@@ -112,7 +112,7 @@ macro_rules! settings {
         #[derive(Clone, Debug, Default, clap::Args)]
         #[command(next_help_heading = "Sampling [default: as the model's sampling.json says]")]
         pub struct SamplingFlags {
-            $($(#[$doc])+ #[arg(long)] pub $name: Option<$kind>,)+
+            $($(#[$doc])+ #[arg(long $(, visible_alias = $alias)?)] pub $name: Option<$kind>,)+
         }
 
         impl SamplingFlags {
@@ -126,11 +126,11 @@ macro_rules! settings {
 
 settings! {
     /// Denoising steps of the prior.
-    prior_num_inference_steps: usize = 25,
+    prior_num_inference_steps | "prior-steps": usize = 25,
     /// Denoising steps of the decoder.
-    decoder_num_inference_steps: usize = 25,
+    decoder_num_inference_steps | "decoder-steps": usize = 25,
     /// Denoising steps of the upsampler.
-    super_res_num_inference_steps: usize = 7,
+    super_res_num_inference_steps | "sr-steps": usize = 7,
     /// Denoising steps of the second upsampler, where the model has one.
     super_res_1024_num_inference_steps: usize = 15,
     /// How strongly the prior follows the prompt; 1 is plain sampling.

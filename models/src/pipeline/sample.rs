@@ -8,15 +8,16 @@ use super::guided::Guided;
 use super::known::renoised;
 use super::noise::{drawn, latents};
 use super::{
-    Enlarger, Generated, Given, Known, Latent, Noise, OnProgress, Options, Picture, Pipeline,
-    Progress, Region, Stage, TextConditioning,
+    Component, Enlarger, Generated, Given, Known, Latent, Noise, OnProgress, Opened, Options,
+    Picture, Pipeline, Progress, Region, Stage, TextConditioning,
 };
+use crate::clip::CLIPTextModelWithProjection;
 use crate::config::Extent;
 use crate::diffusion::{Inversion, Sampler, SamplerKind, SchedulerConfig};
 use crate::embeddings::cosine;
 use crate::model::{Loaded, Model};
 use crate::nn::repeat;
-use crate::prior::{Prior, PriorInputs, PriorTransformer};
+use crate::prior::{AutoregressivePrior, Prior, PriorInputs, PriorTransformer};
 use crate::unet::{UNet2DConditionInputs, UNet2DConditionModel, UNet2DModel, extend_mask};
 use crate::{Error, Result};
 
@@ -99,10 +100,10 @@ impl Pipeline {
     pub fn evaluations(&self, options: &Options) -> [usize; 4] {
         let [prior, decoder, super_res] = options.evaluations();
         let prior = match &self.prior {
-            Prior::Diffusion(_) => prior,
-            Prior::Autoregressive(prior) => {
-                prior.model.config().codes() * options.prior_candidates.max(1)
+            Some(Prior::Autoregressive(prior)) => {
+                prior.config().codes() * options.prior_candidates.max(1)
             }
+            Some(Prior::Diffusion(_)) | None => prior,
         };
         let second = self.super_res_1024.iter();
         let second = second.map(|_| options.second_evaluations()).sum();
@@ -111,7 +112,9 @@ impl Pipeline {
 
     /// Refuses options that cannot be sampled with, before anything is computed.
     pub fn check(&self, options: &Options) -> Result<()> {
-        options.check_prior(&self.prior)?;
+        if let Some(prior) = &self.prior {
+            options.check_prior(prior)?;
+        }
         if let Some(second) = &self.super_res_1024 {
             options.check_second(&second.scheduler)?;
         }
@@ -125,15 +128,15 @@ impl Pipeline {
     /// All noise that `images` pictures are made of, in the order in which it is drawn.
     pub fn latents(&self, options: &Options, images: usize) -> Result<Vec<Latent>> {
         let [[h, w], [large_h, large_w]] = [self.small_size()?, self.large_size()?];
-        let embedding = match &self.prior {
+        let embedding = match self.prior()? {
             Prior::Diffusion(prior) => {
                 let steps = options.prior_num_inference_steps;
                 let draws = drawn(options.prior_sampler, steps);
-                (draws, prior.model.config().embedding_dim)
+                (draws, prior.config().embedding_dim)
             }
-            Prior::Autoregressive(prior) => (1, prior.model.config().codes()),
+            Prior::Autoregressive(prior) => (1, prior.config().codes()),
         };
-        let small = [h, w, self.decoder.model.config().in_channels];
+        let small = [h, w, self.decoder.config().in_channels];
         let large = [large_h, large_w, self.colours()];
         let larger = match &self.super_res_1024 {
             Some(second) => {
@@ -147,19 +150,19 @@ impl Pipeline {
 
     /// Height and width of what the decoder draws.
     pub fn small_size(&self) -> Result<[usize; 2]> {
-        let size = self.decoder.model.config().sample_size;
+        let size = self.decoder.config().sample_size;
         sample_size(UNet2DConditionModel::CLASS.name, size)
     }
 
     /// Height and width of what the upsampler draws.
     pub fn large_size(&self) -> Result<[usize; 2]> {
-        let size = self.super_res_first.model.config().sample_size;
+        let size = self.super_res_first.config().sample_size;
         sample_size(UNet2DModel::CLASS.name, size)
     }
 
     /// Channels of what the upsampler draws; as many of its inputs are the enlarged picture.
     fn colours(&self) -> usize {
-        self.super_res_first.model.config().in_channels / 2
+        self.super_res_first.config().in_channels / 2
     }
 
     /// What the text encoder says of the prompts, and of as many empty ones.
@@ -180,13 +183,19 @@ impl Pipeline {
             true if may_be_empty => Ok(empty.clone()),
             _ => self.tokenizer.encode(prompt).map_err(refused),
         });
-        let text = self.encode(&ids.collect::<Result<Vec<_>>>()?)?;
-        let unconditional = self.encode(&vec![empty; prompts.len()])?;
+        let ids = ids.collect::<Result<Vec<_>>>()?;
+        let encoder = self.text_encoder.open()?;
+        let text = self.encode(&encoder, &ids)?;
+        let unconditional = self.encode(&encoder, &vec![empty; prompts.len()])?;
         Ok((text, unconditional))
     }
 
     /// The text encoder on token ids, all of one length.
-    pub fn encode(&self, ids: &[Vec<u32>]) -> Result<TextConditioning> {
+    fn encode(
+        &self,
+        Loaded { model, params }: &Loaded<CLIPTextModelWithProjection>,
+        ids: &[Vec<u32>],
+    ) -> Result<TextConditioning> {
         let end = self.tokenizer.end_id();
         let length = ids.first().map_or(0, Vec::len);
         let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
@@ -196,7 +205,6 @@ impl Pipeline {
             (0..row.len()).map(move |i| i <= last)
         });
         let mask: Vec<bool> = mask.collect();
-        let Loaded { model, params } = &self.text_encoder;
         let shape = [ids.len(), length];
         let input_ids = Tensor::from_slice(&flat, shape, params.device());
         let t = Tape::inference(Some(params));
@@ -220,14 +228,18 @@ impl Pipeline {
         noise: &dyn Noise,
         on_progress: OnProgress,
     ) -> Result<Tensor> {
-        let params = self.prior.params();
+        let prior = match self.prior()? {
+            Prior::Diffusion(prior) => OpenedPrior::Diffusion(prior.open()?),
+            Prior::Autoregressive(prior) => OpenedPrior::Autoregressive(prior.open()?),
+        };
         let (n, d) = (text.embeds.dims()[0], text.embeds.shape().last_dim());
+        let (dtype, device) = (text.embeds.dtype(), text.embeds.device());
         let texts = text.embeds.to_f64_vec()?;
         let mut best: Option<(Vec<f64>, Vec<f64>)> = None; // cosines [n], embeddings [n, d]
         for candidate in 0..options.prior_candidates.max(1) {
             let stage = Stage::Prior { candidate };
-            let embeddings = match &self.prior {
-                Prior::Diffusion(prior) => self.denoise_embeddings(
+            let embeddings = match &prior {
+                OpenedPrior::Diffusion(prior) => self.denoise_embeddings(
                     prior,
                     stage,
                     text,
@@ -236,10 +248,10 @@ impl Pipeline {
                     noise,
                     on_progress,
                 )?,
-                Prior::Autoregressive(prior) => {
+                OpenedPrior::Autoregressive(prior) => {
                     let sampling = options.code_sampling();
                     let steps = prior.model.config().codes();
-                    let z = noise.normal(stage, 0, &[n, steps], params.dtype())?;
+                    let z = noise.normal(stage, 0, &[n, steps], dtype)?;
                     let mut seen = |step: usize, embeddings: &Tensor| {
                         on_progress(&Progress {
                             stage,
@@ -249,9 +261,14 @@ impl Pipeline {
                             x0: embeddings,
                         })
                     };
-                    prior
-                        .model
-                        .sample(params, text, unconditional, &sampling, &z, &mut seen)?
+                    prior.model.sample(
+                        &prior.params,
+                        text,
+                        unconditional,
+                        &sampling,
+                        &z,
+                        &mut seen,
+                    )?
                 }
             };
             let embeddings = embeddings.to_f64_vec()?;
@@ -271,12 +288,7 @@ impl Pipeline {
             }
         }
         let kept = best.map(|(_, kept)| kept).unwrap_or_default();
-        Ok(Tensor::from_f64(
-            &kept,
-            [n, d],
-            params.dtype(),
-            params.device(),
-        ))
+        Ok(Tensor::from_f64(&kept, [n, d], dtype, device))
     }
 
     /// Image embeddings of texts by the diffusion prior.
@@ -297,7 +309,7 @@ impl Pipeline {
         let [n, d] = [text.embeds.dims()[0], model.config().embedding_dim];
         let total = self.prior_scheduler.num_train_timesteps;
         let both = Guided::new(text, unconditional, options.prior_guidance(), total)?;
-        let predict = |At { timestep, .. }: At, x: &Tensor| {
+        let mut predict = |At { timestep, .. }: At, x: &Tensor| -> Result<Tensor> {
             let t = Tape::inference(Some(params));
             let row = |x: &Tensor| both.rows(x, timestep);
             let output = t.scope("prior", || {
@@ -312,7 +324,7 @@ impl Pipeline {
                     },
                 )
             })?;
-            both.guide(output.tensor(), timestep, d)
+            Ok(both.guide(output.tensor(), timestep, d)?)
         };
         let scheduler = options.prior_scheduler(&self.prior_scheduler);
         let mut run = Run {
@@ -323,7 +335,7 @@ impl Pipeline {
             noise,
             kept: None,
         };
-        let x = run.denoise(&[n, d], params.dtype(), &predict, on_progress)?;
+        let x = run.denoise(&[n, d], params.dtype(), &mut predict, on_progress)?;
         Ok(model.whitening(params)?.restore(&x)?)
     }
 
@@ -342,7 +354,7 @@ impl Pipeline {
         noise: &dyn Noise,
         on_progress: OnProgress,
     ) -> Result<Tensor> {
-        let predict = self.decoder(image_embeddings, text, unconditional, options)?;
+        let mut predict = self.decoder(image_embeddings, text, unconditional, options)?;
         let scheduler = options.decoder_scheduler(&self.decoder_scheduler);
         let (kind, steps) = (options.decoder_sampler, options.decoder_num_inference_steps);
         if let Some(known) = known {
@@ -360,9 +372,8 @@ impl Pipeline {
             }),
         };
         let n = image_embeddings.dims()[0];
-        let shape = [n, height, width, self.decoder.model.config().in_channels];
-        let dtype = self.decoder.params.dtype();
-        let x = run.denoise(&shape, dtype, &predict, on_progress)?;
+        let shape = [n, height, width, self.decoder.config().in_channels];
+        let x = run.denoise(&shape, image_embeddings.dtype(), &mut predict, on_progress)?;
         let clipped: Vec<f64> = x.to_f64_vec()?.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
         Ok(Tensor::from_f64(&clipped, x.shape(), x.dtype(), x.device()))
     }
@@ -383,7 +394,7 @@ impl Pipeline {
         iterations: usize,
         on_progress: OnProgress,
     ) -> Result<Tensor> {
-        let predict = self.decoder(image_embeddings, text, unconditional, options)?;
+        let mut predict = self.decoder(image_embeddings, text, unconditional, options)?;
         let scheduler = options.decoder_scheduler(&self.decoder_scheduler);
         let steps = options.decoder_num_inference_steps;
         let mut run = Run {
@@ -392,7 +403,7 @@ impl Pipeline {
             noise: &NoNoise,
             kept: None,
         };
-        run.walk(small.clone(), &predict, on_progress)
+        run.walk(small.clone(), &mut predict, on_progress)
     }
 
     /// The decoder under its conditions, as a function of the time step and the noisy pictures.
@@ -402,12 +413,12 @@ impl Pipeline {
         text: &TextConditioning,
         unconditional: &TextConditioning,
         options: &Options,
-    ) -> Result<impl Fn(At, &Tensor) -> tensor::Result<Tensor> + '_> {
-        let Loaded { model, params } = &self.decoder;
+    ) -> Result<impl FnMut(At, &Tensor) -> Result<Tensor> + '_> {
         let total = self.decoder_scheduler.num_train_timesteps;
         let both = Guided::new(text, unconditional, options.decoder_guidance(), total)?;
-        let projection = &self.text_proj.model;
-        let t = Tape::inference(Some(&self.text_proj.params));
+        let text_proj = self.text_proj.open()?;
+        let projection = &text_proj.model;
+        let t = Tape::inference(Some(&text_proj.params));
         let conditioning = t.scope("text_proj", || {
             let mut images = t.constant(image_embeddings.clone()); // [n, d]
             if both.doubled() {
@@ -421,8 +432,10 @@ impl Pipeline {
         let mask = extend_mask(&both.text.mask, tokens, 0)?;
         let context = conditioning.context.tensor().clone();
         let time = conditioning.time.tensor().clone();
-        let channels = model.config().in_channels;
+        let channels = self.decoder.config().in_channels;
+        let decoder = self.decoder.open()?;
         Ok(move |At { timestep, .. }: At, x: &Tensor| {
+            let Loaded { model, params } = &*decoder;
             let t = Tape::inference(Some(params));
             let row = |x: &Tensor| both.rows(x, timestep);
             let output = t.scope("decoder", || {
@@ -437,7 +450,7 @@ impl Pipeline {
                     },
                 )
             })?;
-            both.guide(output.tensor(), timestep, channels)
+            Ok(both.guide(output.tensor(), timestep, channels)?)
         })
     }
 
@@ -497,12 +510,12 @@ impl Pipeline {
 impl Enlarger {
     /// Height and width of what it draws.
     pub fn size(&self) -> Result<[usize; 2]> {
-        let size = self.network.model.config().sample_size;
+        let size = self.network.config().sample_size;
         sample_size(UNet2DModel::CLASS.name, size)
     }
 
     fn colours(&self) -> usize {
-        self.network.model.config().in_channels / 2
+        self.network.config().in_channels / 2
     }
 }
 
@@ -513,7 +526,7 @@ struct Enlargement<'a> {
     size: [usize; 2],
     colours: usize,
     /// For all steps but the last, and for the last.
-    networks: [&'a Loaded<UNet2DModel>; 2],
+    networks: [&'a Component<UNet2DModel>; 2],
     scheduler: &'a SchedulerConfig,
     sampler: SamplerKind,
     steps: usize,
@@ -549,8 +562,19 @@ impl Enlargement<'_> {
             }),
         };
         let last = run.sampler.timesteps().len() - 1;
-        let predict = |At { index, timestep }: At, x: &Tensor| {
-            let Loaded { model, params } = self.networks[usize::from(index == last)];
+        let [first_network, last_network] = self.networks;
+        let mut at_work: Option<(bool, Opened<UNet2DModel>)> = None;
+        let mut predict = |At { index, timestep }: At, x: &Tensor| -> Result<Tensor> {
+            // Where both are one, it stays.
+            let is_last = index == last && !std::ptr::eq(first_network, last_network);
+            let network = match at_work.take().filter(|&(of_last, _)| of_last == is_last) {
+                Some((_, network)) => network,
+                // The one before has been dropped.
+                None if is_last => last_network.open()?,
+                None => first_network.open()?,
+            };
+            let (_, network) = at_work.insert((is_last, network));
+            let Loaded { model, params } = &**network;
             let t = Tape::inference(Some(params));
             let output = t.scope("super_res", || {
                 // The noisy picture comes first.
@@ -562,7 +586,7 @@ impl Enlargement<'_> {
             Ok(output.tensor().clone())
         };
         let shape = [small.dims()[0], height, width, self.colours];
-        run.denoise(&shape, small.dtype(), &predict, on_progress)
+        run.denoise(&shape, small.dtype(), &mut predict, on_progress)
     }
 }
 
@@ -584,7 +608,13 @@ struct At {
 }
 
 /// A network under its conditions.
-type Predict<'a> = &'a dyn Fn(At, &Tensor) -> tensor::Result<Tensor>;
+type Predict<'a> = &'a mut dyn FnMut(At, &Tensor) -> Result<Tensor>;
+
+/// Either prior at work.
+enum OpenedPrior<'a> {
+    Diffusion(Opened<'a, PriorTransformer>),
+    Autoregressive(Opened<'a, AutoregressivePrior>),
+}
 
 /// One walk of a sampler.
 struct Run<'a> {

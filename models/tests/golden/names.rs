@@ -1,11 +1,10 @@
-//! The names and shapes of Karlo's parameters.
+//! The names and shapes of every architecture's parameters.
 
-use models::clip::{
-    CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection,
-};
-use models::prior::{PriorConfig, PriorTransformer};
-use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
-use models::unet::{UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel};
+use models::architecture::Architecture;
+use models::clip::{CLIPTextModelWithProjection, CLIPVisionModelWithProjection};
+use models::prior::PriorTransformer;
+use models::text_proj::UnCLIPTextProjModel;
+use models::unet::{UNet2DConditionModel, UNet2DModel};
 use models::{Model, declare};
 
 use crate::files::path;
@@ -25,29 +24,36 @@ fn same<M: Model>(config: &M::Config, list: &str) {
     assert_eq!(ours.len(), theirs.len(), "{list}");
 }
 
+/// Compares all networks but CLIP's; Karlo's lists have no prefix.
+fn generative(architecture: &Architecture, prefix: &str) {
+    let list = |name: &str| format!("{prefix}{name}");
+    same::<PriorTransformer>(&architecture.prior, &list("prior"));
+    same::<UnCLIPTextProjModel>(&architecture.text_proj, &list("text_proj"));
+    same::<UNet2DConditionModel>(&architecture.decoder, &list("decoder"));
+    same::<UNet2DModel>(&architecture.super_res, &list("super_res"));
+    if let Some(config) = &architecture.super_res_1024 {
+        same::<UNet2DModel>(config, &list("super_res_1024"));
+    }
+}
+
+fn clip(architecture: &Architecture, prefix: &str) {
+    let list = |name: &str| format!("{prefix}{name}");
+    same::<CLIPTextModelWithProjection>(&architecture.text_encoder, &list("text_encoder"));
+    same::<CLIPVisionModelWithProjection>(&architecture.image_encoder, &list("image_encoder"));
+}
+
 #[test]
 fn names_and_shapes_are_those_of_diffusers_and_transformers() {
-    same::<PriorTransformer>(&PriorConfig::default(), "prior");
-    same::<UnCLIPTextProjModel>(&UnCLIPTextProjConfig::karlo(), "text_proj");
-    same::<UNet2DConditionModel>(&UNet2DConditionConfig::karlo(), "decoder");
-    same::<UNet2DModel>(&UNet2DConfig::karlo(), "super_res");
-    // OpenAI's ViT-L/14, which Karlo was trained with.
-    let text = CLIPTextConfig {
-        hidden_size: 768,
-        intermediate_size: 3072,
-        projection_dim: 768,
-        num_attention_heads: 12,
-        ..CLIPTextConfig::default()
-    };
-    same::<CLIPTextModelWithProjection>(&text, "text_encoder");
-    let vision = CLIPVisionConfig {
-        hidden_size: 1024,
-        intermediate_size: 4096,
-        projection_dim: 768,
-        num_attention_heads: 16,
-        num_hidden_layers: 24,
-        patch_size: 14,
-        ..CLIPVisionConfig::default()
-    };
-    same::<CLIPVisionModelWithProjection>(&vision, "image_encoder");
+    let karlo = Architecture::karlo();
+    generative(&karlo, "");
+    clip(&karlo, "");
+    for (architecture, prefix) in [
+        (Architecture::tiny(), "tiny-"),
+        (Architecture::paper(), "paper-"),
+    ] {
+        generative(&architecture, prefix);
+        clip(&architecture, prefix);
+    }
+    // Under Karlo's CLIP.
+    generative(&Architecture::small(), "small-");
 }

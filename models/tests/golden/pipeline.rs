@@ -16,16 +16,18 @@ use crate::files::{Report, distance, json, largest, path, tensors};
 use crate::formula::{filled, inward, outward, values};
 
 #[derive(Deserialize)]
-struct Golden {
+pub struct Golden {
     prompts: Vec<String>,
     steps: Steps,
     scales: Scales,
-    components: Value,
+    pub components: Value,
     schedulers: Value,
 }
 
 #[derive(Deserialize)]
 struct Steps {
+    /// None in image variation.
+    #[serde(default)]
     prior: usize,
     decoder: usize,
     super_res: usize,
@@ -38,11 +40,11 @@ struct Scales {
 }
 
 impl Golden {
-    fn part<T: DeserializeOwned>(&self, of: &Value, name: &str) -> T {
+    pub fn part<T: DeserializeOwned>(&self, of: &Value, name: &str) -> T {
         serde_json::from_value(of[name].clone()).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    fn pipeline(&self, dtype: DType) -> Pipeline {
+    pub fn pipeline(&self, dtype: DType) -> Pipeline {
         let dir = tempfile::tempdir().unwrap();
         for name in ["vocab.json", "merges.txt"] {
             std::fs::copy(path("tokenizer").join(name), dir.path().join(name)).unwrap();
@@ -56,13 +58,14 @@ impl Golden {
                     &self.part(&self.components, $name),
                     dtype,
                 )
+                .into()
             };
         }
         let scheduler = |name| self.part::<SchedulerConfig>(&self.schedulers, name);
         Pipeline {
             tokenizer: Tokenizer::from_dir(dir.path()).unwrap(),
             text_encoder: component!("text_encoder"),
-            prior: Prior::Diffusion(Box::new(component!("prior"))),
+            prior: Some(Prior::Diffusion(Box::new(component!("prior")))),
             prior_scheduler: scheduler("prior"),
             text_proj: component!("text_proj"),
             decoder: component!("decoder"),
@@ -74,9 +77,9 @@ impl Golden {
         }
     }
 
-    fn options(&self) -> Options {
+    pub fn options(&self) -> Options {
         Options {
-            prior_num_inference_steps: self.steps.prior,
+            prior_num_inference_steps: self.steps.prior.max(1),
             decoder_num_inference_steps: self.steps.decoder,
             super_res_num_inference_steps: self.steps.super_res,
             prior_guidance_scale: self.scales.prior,
@@ -88,7 +91,7 @@ impl Golden {
 }
 
 /// The noise that `tools/golden/pipeline.py` injects.
-struct Formula;
+pub struct Formula;
 
 impl Noise for Formula {
     fn normal(

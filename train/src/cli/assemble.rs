@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use models::weights::Precision;
-
+use super::output::Output;
 use crate::Result;
 use crate::assemble::{Runs, assemble};
 use crate::demo::plan::Settings;
@@ -26,12 +25,8 @@ pub struct Assemble {
     /// A finished run of the upsampler stage that begins where that one ends.
     #[arg(long, value_name = "RUN")]
     second_upsampler: Option<PathBuf>,
-    /// The model directory; what is there is replaced.
-    #[arg(short, long)]
-    output: PathBuf,
-    /// Round the weights to bf16, which halves them.
-    #[arg(long)]
-    bf16: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Assemble {
@@ -43,17 +38,10 @@ impl Assemble {
             upsampler: &self.upsampler,
             second_upsampler: self.second_upsampler.as_deref(),
         };
-        let precision = match self.bf16 {
-            true => Precision::Bf16,
-            false => Precision::Full,
-        };
-        assemble(
-            &runs,
-            &Settings::embedded()?.sampling,
-            precision,
-            &self.output,
-        )?;
-        println!("the model is in {}", self.output.display());
+        let sampling = Settings::embedded()?.sampling;
+        let output = &self.output;
+        assemble(&runs, &sampling, output.precision(), &output.dir)?;
+        output.written();
         Ok(())
     }
 }

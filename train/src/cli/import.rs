@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use models::clip::{CLIPModel, CLIPTextModelWithProjection};
+use models::clip::{CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection};
 use models::diffusion::SchedulerConfig;
-use models::pipeline::Pipeline;
-use models::prior::PriorConfig;
-use models::text_proj::UnCLIPTextProjConfig;
+use models::pipeline::save_frame;
+use models::prior::PriorTransformer;
 use models::tokenizer::Tokenizer;
-use models::unet::{UNet2DConditionConfig, UNet2DConfig};
 use models::weights::{self, Precision};
 use models::{Loaded, Model, import};
 use tensor::Device;
 
+use super::model::Name;
+use super::output::Output;
 use crate::stages::DTYPE;
 use crate::{Error, Result, files};
 
@@ -58,34 +58,11 @@ pub struct Karlo {
     /// A folder with that CLIP in `clip` and its tokenizer in `tokenizer`, such as `unclip import clip` makes.
     #[arg(long, value_name = "DIR")]
     clip: PathBuf,
+    /// The sizes of the networks, where they are not Karlo's own.
+    #[arg(long, value_enum, default_value_t = Name::Karlo)]
+    architecture: Name,
     #[command(flatten)]
     output: Output,
-}
-
-#[derive(clap::Args)]
-struct Output {
-    /// The model directory; what is there is replaced.
-    #[arg(short, long = "output", value_name = "DIR")]
-    dir: PathBuf,
-    /// Round the weights to bf16, which halves them.
-    #[arg(long)]
-    bf16: bool,
-}
-
-impl Output {
-    fn precision(&self) -> Precision {
-        match self.bf16 {
-            true => Precision::Bf16,
-            false => Precision::Full,
-        }
-    }
-
-    /// Replaces the directory by what `write` makes.
-    fn write(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        files::replace_dir(&self.dir, write)?;
-        println!("the model is in {}", self.dir.display());
-        Ok(())
-    }
 }
 
 impl Command {
@@ -124,42 +101,71 @@ impl Clip {
 }
 
 impl Karlo {
+    /// One network after the other, so that the largest alone decides how much memory it takes.
     fn run(self) -> Result<()> {
-        let clip: Loaded<CLIPModel> = weights::load(&self.clip.join("clip"), DTYPE, Device::Cpu)?;
-        let text = clip.model.config().text();
-        let (decoder, text_proj) = import::karlo_decoder(
-            &self.decoder,
-            &UNet2DConditionConfig::karlo(),
-            &UnCLIPTextProjConfig::karlo(),
-            DTYPE,
-            Device::Cpu,
-        )?;
-        let [super_res_first, super_res_last] =
-            import::karlo_upsampler(&self.super_res, &UNet2DConfig::karlo(), DTYPE, Device::Cpu)?;
-        let pipeline = Pipeline {
-            // Karlo fills texts with token 0.
-            tokenizer: tokenizer(&self.clip.join("tokenizer"))?
-                .padded_with("!")
-                .map_err(|error| Error::failure(error.to_string()))?,
-            text_encoder: weights::cut::<CLIPTextModelWithProjection>(&clip.params, &text)?,
-            prior: import::karlo_prior(
+        let architecture = self.architecture.architecture();
+        let precision = self.output.precision();
+        // Karlo fills texts with token 0.
+        let tokenizer = tokenizer(&self.clip.join("tokenizer"))?
+            .padded_with("!")
+            .map_err(|error| Error::failure(error.to_string()))?;
+        fn save<M: Model>(
+            dir: &Path,
+            name: &str,
+            loaded: &Loaded<M>,
+            precision: Precision,
+        ) -> Result<()> {
+            let (model, params) = (&loaded.model, &loaded.params);
+            Ok(weights::save(&dir.join(name), model, params, precision)?)
+        }
+        self.output.write(|dir| {
+            let clip: Loaded<CLIPModel> =
+                weights::load(&self.clip.join("clip"), DTYPE, Device::Cpu)?;
+            let text = clip.model.config().text();
+            let text = weights::cut::<CLIPTextModelWithProjection>(&clip.params, &text)?;
+            save(dir, "text_encoder", &text, precision)?;
+            let image = clip.model.config().vision();
+            let image = weights::cut::<CLIPVisionModelWithProjection>(&clip.params, &image)?;
+            save(dir, "image_encoder", &image, precision)?;
+            drop((clip, text, image));
+            let prior = import::karlo_prior(
                 &self.prior,
                 &self.statistics,
-                &PriorConfig::default(),
+                &architecture.prior,
                 DTYPE,
                 Device::Cpu,
-            )?
-            .into(),
-            prior_scheduler: SchedulerConfig::prior(),
-            text_proj,
-            decoder,
-            decoder_scheduler: SchedulerConfig::decoder(),
-            super_res_first,
-            super_res_last,
-            super_res_scheduler: SchedulerConfig::upsampler(),
-            super_res_1024: None,
-        };
-        let precision = self.output.precision();
-        self.output.write(|dir| Ok(pipeline.save(dir, precision)?))
+            )?;
+            save(dir, "prior", &prior, precision)?;
+            drop(prior);
+            let (decoder, text_proj) = import::karlo_decoder(
+                &self.decoder,
+                &architecture.decoder,
+                &architecture.text_proj,
+                DTYPE,
+                Device::Cpu,
+            )?;
+            save(dir, "decoder", &decoder, precision)?;
+            save(dir, "text_proj", &text_proj, precision)?;
+            drop((decoder, text_proj));
+            let [first, last] = import::karlo_upsampler(
+                &self.super_res,
+                &architecture.super_res,
+                DTYPE,
+                Device::Cpu,
+            )?;
+            save(dir, "super_res_first", &first, precision)?;
+            save(dir, "super_res_last", &last, precision)?;
+            let schedulers = [
+                &SchedulerConfig::prior(),
+                &SchedulerConfig::decoder(),
+                &SchedulerConfig::upsampler(),
+            ];
+            Ok(save_frame(
+                dir,
+                &tokenizer,
+                PriorTransformer::CLASS,
+                schedulers,
+            )?)
+        })
     }
 }

@@ -10,6 +10,8 @@ mod doctor;
 mod eval;
 mod import;
 mod kernels;
+mod model;
+mod output;
 mod pictures;
 mod probe;
 mod train;
@@ -50,6 +52,8 @@ enum Command {
     Blend(pictures::blend::Blend),
     Edit(pictures::edit::Edit),
     Inpaint(pictures::inpaint::Inpaint),
+    #[command(subcommand)]
+    Model(model::Command),
     #[command(subcommand)]
     Import(import::Command),
     Eval(eval::Eval),
@@ -94,6 +98,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Blend(blend) => blend.run(device.device()?),
         Command::Edit(edit) => edit.run(device.device()?),
         Command::Inpaint(inpaint) => inpaint.run(device.device()?),
+        Command::Model(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Eval(eval) => eval.run(device.device()?),
         Command::Data(command) => command.run(),

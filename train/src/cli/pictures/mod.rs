@@ -11,10 +11,10 @@ pub mod vary;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use models::Folder;
 use models::pipeline::{
     Generated, Given, GivenNoise, Known, Noise, Pipeline, Progress as Step, SeededNoise, Stage,
 };
-use models::{Folder, Model};
 use tensor::{Device, Tensor};
 
 use crate::image_encoder::ImageEncoder;
@@ -92,7 +92,7 @@ impl Studio {
         sampling.check(&pipeline)?;
         Ok(Studio {
             command,
-            model: model_hash(&pipeline)?,
+            model: model_hash(&dir, &pipeline.prior_scheduler)?,
             dir,
             pipeline,
             sampling,
@@ -225,7 +225,7 @@ impl Studio {
     /// → [1, d]
     fn embed(&self, encoder: &ImageEncoder, input: &Input) -> Result<Tensor> {
         let embedding = encoder.embed(&input.square(encoder.image_size())?)?;
-        let wanted = self.pipeline.text_proj.model.config().clip_embeddings_dim;
+        let wanted = self.pipeline.text_proj.config().clip_embeddings_dim;
         let [_, width] = *embedding.dims() else {
             return Err(Error::failure("the image encoder makes no vectors"));
         };
