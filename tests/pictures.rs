@@ -588,3 +588,38 @@ fn outside_the_mask_a_picture_stays_byte_for_byte() {
         "{said}"
     );
 }
+
+/// A directory of diffusers' image variation pipeline: no prior, and how pictures are made ready for the image encoder.
+#[test]
+fn a_directory_for_image_variation_varies_and_draws_no_text() {
+    let dir = workspace();
+    let dir = dir.path();
+    let vary = |out: &str| {
+        succeeded(dir, &["vary", "a.png", "-o", out]);
+        pixels(&dir.join(out))
+    };
+    let whole = vary("whole.png");
+    let model = dir.join("model");
+    for part in ["prior", "prior_scheduler"] {
+        fs::remove_dir_all(model.join(part)).unwrap();
+    }
+    let index = fs::read_to_string(model.join("model_index.json")).unwrap();
+    let index = index.replace("UnCLIPPipeline", "UnCLIPImageVariationPipeline");
+    fs::write(model.join("model_index.json"), index).unwrap();
+    fs::create_dir(model.join("feature_extractor")).unwrap();
+    let processor = |resample: usize| {
+        let config = format!(
+            r#"{{"size": {{"shortest_edge": {LARGE}}}, "crop_size": {LARGE}, "resample": {resample},
+            "image_processor_type": "CLIPImageProcessor"}}"#
+        );
+        let place = model.join("feature_extractor/preprocessor_config.json");
+        fs::write(place, config).unwrap();
+    };
+    processor(3);
+    assert_eq!(vary("alone.png"), whole);
+    let said = refused(dir, &["generate", "-p", "red"], 2);
+    assert!(said.contains("this model has no prior"), "{said}");
+    processor(2);
+    let said = refused(dir, &["vary", "a.png"], 1);
+    assert!(said.contains("resample = 2 is not supported"), "{said}");
+}

@@ -15,7 +15,7 @@ import tempfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import components, foreign, names, pipeline, schedulers, tokenizer
+from . import components, foreign, names, pipeline, schedulers, tokenizer, variation
 from .versions import VERSIONS
 
 DATA = pathlib.Path(__file__).parents[2] / "models/tests/golden/data"
@@ -53,6 +53,12 @@ def make(folder, karlo):
     entry, tensors = pipeline.golden(made, made.get_vocab())
     save_file(tensors, folder / "pipeline.safetensors")
     write_json(folder / "pipeline.json", dict(versions=VERSIONS) | entry)
+    entry, tensors = variation.golden(made, made.get_vocab())
+    save_file(tensors, folder / "variation.safetensors")
+    write_json(folder / "variation.json", dict(versions=VERSIONS) | entry)
+    entry, tensors = variation.preprocessing()
+    save_file(tensors, folder / "preprocessing.safetensors")
+    write_json(folder / "preprocessing.json", dict(versions=VERSIONS) | entry)
 
 
 def check(karlo):

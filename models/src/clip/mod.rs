@@ -4,10 +4,13 @@
 mod config;
 mod contrastive;
 mod encoder;
+mod preprocess;
+mod resample;
 mod text;
 mod vision;
 
 pub use config::{CLIPConfig, CLIPTextConfig, CLIPVisionConfig, HiddenActivation};
 pub use contrastive::{CLIPModel, CLIPOutput, LARGEST_LOGIT_SCALE, contrastive_loss};
+pub use preprocess::{FEATURE_EXTRACTOR, ImageProcessorConfig, PIXEL_MEAN, PIXEL_STD, PixelSize};
 pub use text::{CLIPTextModelWithProjection, TextOutput};
 pub use vision::{CLIPVisionModelWithProjection, VisionOutput};

@@ -12,3 +12,4 @@ mod names;
 mod pipeline;
 mod schedulers;
 mod tokenizer;
+mod variation;

@@ -29,11 +29,7 @@ impl Decoder {
     /// # Errors
     /// One clause that says what is wrong with the file. Nothing is allocated for a picture of too many pixels.
     pub fn square(&mut self, bytes: &[u8]) -> Result<Vec<u8>, String> {
-        let max_pixels = self.max_pixels;
-        // The decoders are not ours: should one fail an assertion on a hostile file, that is one bad sample and not
-        // the end of a run.
-        let (width, height, rgb) = catch_unwind(AssertUnwindSafe(|| decode(bytes, max_pixels)))
-            .unwrap_or_else(|_| Err("its decoder gave up".into()))?;
+        let (width, height, rgb) = rgb(bytes, self.max_pixels)?;
         let (size, side) = (self.size, width.min(height));
         if (width, height) == (size as u32, size as u32) {
             return Ok(rgb);
@@ -52,7 +48,17 @@ impl Decoder {
     }
 }
 
-/// Width, height and RGB bytes; transparent parts show white.
+/// Width, height and RGB bytes of a file of at most `max_pixels`; transparent parts show white.
+///
+/// # Errors
+/// One clause that says what is wrong with the file.
+pub fn rgb(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32, Vec<u8>), String> {
+    // The decoders are not ours: should one fail an assertion on a hostile file, that is one bad sample and not the end
+    // of a run.
+    catch_unwind(AssertUnwindSafe(|| decode(bytes, max_pixels)))
+        .unwrap_or_else(|_| Err("its decoder gave up".into()))
+}
+
 fn decode(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32, Vec<u8>), String> {
     let fail = |reason: image::ImageError| format!("it cannot be decoded: {reason}");
     let mut reader = ImageReader::new(Cursor::new(bytes))

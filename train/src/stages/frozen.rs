@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use autograd::{Device, Tape, Tensor};
-use models::clip::CLIPModel;
+use models::clip::{CLIPModel, PIXEL_MEAN, PIXEL_STD};
 use models::tokenizer::Tokenizer;
 use models::{Folder, Loaded, Model, weights};
 
@@ -13,10 +13,6 @@ use crate::data::{Batch, Dataset};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::{Error, Result};
-
-/// Mean and deviation of each colour that CLIP's pictures are normalised by, on a scale of 0 to 1.
-pub const PIXEL_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-pub const PIXEL_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// A CLIP that is not trained any more.
 pub struct FrozenClip {

@@ -7,7 +7,7 @@ use image::ImageReader;
 use models::pipeline::{Known, Pipeline, Region};
 use tensor::Tensor;
 
-use crate::data::decode::Decoder;
+use crate::data::decode::{self, Decoder};
 use crate::picture::Picture;
 use crate::record::short_hash;
 use crate::stages::source;
@@ -58,6 +58,13 @@ impl Input {
     pub fn square(&self, side: usize) -> Result<Vec<u8>> {
         let square = Decoder::new(side, MAX_PIXELS).square(&self.bytes);
         square.map_err(|reason| Error::usage(format!("{} cannot be used: {reason}", self.path)))
+    }
+
+    /// Height and width of the whole picture, and its pixels.
+    pub fn rgb(&self) -> Result<([usize; 2], Vec<u8>)> {
+        let (width, height, rgb) = decode::rgb(&self.bytes, MAX_PIXELS)
+            .map_err(|reason| Error::usage(format!("{} cannot be used: {reason}", self.path)))?;
+        Ok(([height as usize, width as usize], rgb))
     }
 
     /// As the upsampler would draw it.

@@ -224,7 +224,8 @@ impl Studio {
     /// # Shapes
     /// → [1, d]
     fn embed(&self, encoder: &ImageEncoder, input: &Input) -> Result<Tensor> {
-        let embedding = encoder.embed(&input.square(encoder.image_size())?)?;
+        let (extent, rgb) = input.rgb()?;
+        let embedding = encoder.embed(extent, &rgb)?;
         let wanted = self.pipeline.text_proj.config().clip_embeddings_dim;
         let [_, width] = *embedding.dims() else {
             return Err(Error::failure("the image encoder makes no vectors"));
