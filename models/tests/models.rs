@@ -5,7 +5,10 @@ mod common;
 use autograd::{DType, Decay, Device, ParamGrads, ParamId, Params, Tape, Var};
 use common::*;
 use models::architecture::Architecture;
-use models::clip::{CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection};
+use models::clip::{
+    CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection,
+    INITIAL_LOGIT_BIAS, SIGMOID_LOGIT_SCALE,
+};
 use models::pipeline::Pipeline;
 use models::prior::{PriorConfig, PriorTransformer};
 use models::text_proj::{UnCLIPTextProjConfig, UnCLIPTextProjModel};
@@ -170,6 +173,41 @@ fn a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written() {
         "{error}"
     );
     assert!(!place.exists());
+}
+
+/// Zhai et al. (2023), algorithm 1, from the logits one by one.
+#[test]
+fn the_loss_of_siglip_judges_every_pair_by_itself() {
+    let config = CLIPConfig {
+        logit_scale_init_value: SIGMOID_LOGIT_SCALE,
+        logit_bias_init_value: Some(INITIAL_LOGIT_BIAS),
+        ..clip_config()
+    };
+    let Loaded { model, params } = tiny::<CLIPModel>(&config, DType::F64);
+    let t = Tape::inference(Some(&params));
+    let pixels = constant(&t, "pixels", &[3, 8, 8, 3], DType::F64);
+    let made = model.forward(&t, &clip_ids(), None, &pixels).unwrap();
+    let bias = params.layout().find("logit_bias").unwrap();
+    let bias = params.get(bias).unwrap().item().unwrap();
+    let scale = params.layout().find("logit_scale").unwrap();
+    let scale = params.get(scale).unwrap().item().unwrap().exp();
+    let rows = |x: &Var| -> Vec<Vec<f64>> {
+        let d = x.dims()[1];
+        let values = x.tensor().to_f64_vec().unwrap();
+        values.chunks(d).map(<[f64]>::to_vec).collect()
+    };
+    let (texts, images) = (rows(&made.text_embeds), rows(&made.image_embeds));
+    let n = texts.len();
+    let mut want = 0.0;
+    for (i, text) in texts.iter().enumerate() {
+        for (j, image) in images.iter().enumerate() {
+            let cosine: f64 = text.iter().zip(image).map(|(a, b)| a * b).sum();
+            let z = if i == j { 1.0 } else { -1.0 };
+            want += (-z * (scale * cosine + bias)).exp().ln_1p() / n as f64;
+        }
+    }
+    let loss = made.loss.tensor().item().unwrap();
+    assert!((loss - want).abs() < 1e-12 * want, "{loss} {want}");
 }
 
 #[test]

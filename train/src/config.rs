@@ -206,6 +206,17 @@ pub struct Clip {
     pub vision_layers: usize,
     pub vision_heads: usize,
     pub sam_rho: f64,
+    pub loss: ContrastiveLoss,
+}
+
+/// What makes texts and pictures agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContrastiveLoss {
+    /// InfoNCE: each text finds its picture among all of the batch, and the reverse.
+    Softmax,
+    /// SigLIP: each pair is judged by itself.
+    Sigmoid,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -122,6 +122,10 @@ pub struct CLIPConfig {
     pub vision_config: CLIPVisionConfig,
     pub projection_dim: usize,
     pub logit_scale_init_value: f64,
+    /// Where `logit_bias` begins in a model that is trained by SigLIP's loss; other models have none. transformers' class
+    /// knows no such parameter; OpenCLIP's does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_bias_init_value: Option<f64>,
     pub initializer_factor: f64,
     #[serde(flatten)]
     pub extra: Extra,
@@ -134,6 +138,7 @@ impl Default for CLIPConfig {
             vision_config: CLIPVisionConfig::default(),
             projection_dim: 512,
             logit_scale_init_value: 2.6592,
+            logit_bias_init_value: None,
             initializer_factor: 1.0,
             extra: Extra::new(),
         }

@@ -1,7 +1,7 @@
 //! Both towers and the loss that they are trained with.
 
 use autograd::ops::matmul::{self, Transpose};
-use autograd::ops::{affine, binary, cross_entropy, l2_normalize, permute, unary};
+use autograd::ops::{affine, binary, cross_entropy, l2_normalize, permute, reduce, unary};
 use autograd::{Decay, Init, ParamId, Params, ParamsBuilder, Tape, Tensor, Var};
 
 use super::config::CLIPConfig;
@@ -13,6 +13,10 @@ use crate::model::{Class, Library, Model};
 /// CLIP's temperature never falls below 1/100: `logit_scale` is kept at or below ln 100.
 pub const LARGEST_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
 
+/// Where SigLIP's loss begins: few pairs of a batch belong together, and the first logits say so. ln 10 and −10.
+pub const SIGMOID_LOGIT_SCALE: f64 = std::f64::consts::LN_10;
+pub const INITIAL_LOGIT_BIAS: f64 = -10.0;
+
 /// transformers' `CLIPModel`.
 #[derive(Debug)]
 pub struct CLIPModel {
@@ -20,6 +24,7 @@ pub struct CLIPModel {
     text: TextTower,
     vision: VisionTower,
     logit_scale: ParamId,
+    logit_bias: Option<ParamId>,
 }
 
 impl Model for CLIPModel {
@@ -36,6 +41,9 @@ impl Model for CLIPModel {
         let init = Init::Constant(config.logit_scale_init_value);
         Ok(CLIPModel {
             logit_scale: p.declare("logit_scale", [], init, Decay::No),
+            logit_bias: config
+                .logit_bias_init_value
+                .map(|bias| p.declare("logit_bias", [], Init::Constant(bias), Decay::No)),
             text: TextTower::new(p, &text, &text_plan),
             vision: VisionTower::new(p, &vision, &vision_plan),
             config: config.clone(),
@@ -55,9 +63,9 @@ pub struct CLIPOutput {
     pub text_embeds: Var,
     /// Of unit length. [n, projection_dim]
     pub image_embeds: Var,
-    /// exp(logit_scale)·cosine of every text (row) and image (column). [n, n]
+    /// exp(logit_scale)·cosine (+ logit_bias) of every text (row) and image (column). [n, n]
     pub logits_per_text: Var,
-    /// The mean cross-entropy of finding the image of a text and the text of an image. Scalar.
+    /// [`contrastive_loss`], or [`sigmoid_loss`] where there is a `logit_bias`. Scalar.
     pub loss: Var,
 }
 
@@ -75,8 +83,11 @@ impl CLIPModel {
         let vision = self.vision(t, pixel_values)?;
         let text_embeds = l2_normalize::l2_normalize(t, &text.text_embeds, 0.0)?; // [n, d]
         let image_embeds = l2_normalize::l2_normalize(t, &vision.image_embeds, 0.0)?; // [n, d]
-        let (logits_per_text, loss) =
-            contrastive_loss(t, &text_embeds, &image_embeds, &t.param(self.logit_scale)?)?;
+        let scale = t.param(self.logit_scale)?;
+        let (logits_per_text, loss) = match self.logit_bias {
+            None => contrastive_loss(t, &text_embeds, &image_embeds, &scale)?,
+            Some(bias) => sigmoid_loss(t, &text_embeds, &image_embeds, &scale, &t.param(bias)?)?,
+        };
         Ok(CLIPOutput {
             text,
             vision,
@@ -126,9 +137,7 @@ pub fn contrastive_loss(
     logit_scale: &Var,
 ) -> autograd::Result<(Var, Var)> {
     let n = text.dims()[0];
-    let transpose = Transpose { a: false, b: true };
-    let cosine = matmul::matmul(t, text, image, transpose)?; // [n, n]
-    let per_text = binary::mul(t, &cosine, &unary::exp(t, logit_scale)?)?; // [n, n]
+    let per_text = scaled_cosines(t, text, image, logit_scale)?; // [n, n]
     let per_image = permute::permute(t, &per_text, &[1, 0])?; // [n, n]
     let own: Vec<i32> = (0..n as i32).collect();
     let own = t.constant(Tensor::from_slice(&own, [n], text.device())); // [n]
@@ -136,4 +145,42 @@ pub fn contrastive_loss(
     let of_images = cross_entropy::cross_entropy(t, &per_image, &own)?;
     let loss = affine::affine(t, &binary::add(t, &of_texts, &of_images)?, 0.5, 0.0)?;
     Ok((per_text, loss))
+}
+
+/// SigLIP (Zhai et al., 2023, algorithm 1): every pair of the batch is judged by itself, −Σ log σ(z·logit)/n with z = 1
+/// where text and image belong together and −1 elsewhere. The logits per text, and the loss.
+///
+/// # Shapes
+/// text and image [n, d] of unit length, logit_scale and logit_bias scalars → [n, n] and scalar
+pub fn sigmoid_loss(
+    t: &Tape,
+    text: &Var,
+    image: &Var,
+    logit_scale: &Var,
+    logit_bias: &Var,
+) -> autograd::Result<(Var, Var)> {
+    let n = text.dims()[0];
+    let scaled = scaled_cosines(t, text, image, logit_scale)?; // [n, n]
+    let per_text = binary::add(t, &scaled, logit_bias)?; // [n, n]
+    let signs = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { -1.0 });
+    let signs: Vec<f64> = signs.collect();
+    let signs = t.constant(Tensor::from_f64(
+        &signs,
+        [n, n],
+        per_text.dtype(),
+        per_text.device(),
+    ));
+    let likelihoods = unary::log_sigmoid(t, &binary::mul(t, &per_text, &signs)?)?; // [n, n]
+    let loss = affine::affine(t, &reduce::sum(t, &likelihoods)?, -1.0 / n as f64, 0.0)?;
+    Ok((per_text, loss))
+}
+
+/// exp(logit_scale)·cosine.
+///
+/// # Shapes
+/// text and image [n, d] of unit length → [n, n]
+fn scaled_cosines(t: &Tape, text: &Var, image: &Var, logit_scale: &Var) -> autograd::Result<Var> {
+    let transpose = Transpose { a: false, b: true };
+    let cosine = matmul::matmul(t, text, image, transpose)?; // [n, n]
+    binary::mul(t, &cosine, &unary::exp(t, logit_scale)?)
 }

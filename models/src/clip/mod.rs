@@ -10,7 +10,10 @@ mod text;
 mod vision;
 
 pub use config::{CLIPConfig, CLIPTextConfig, CLIPVisionConfig, HiddenActivation};
-pub use contrastive::{CLIPModel, CLIPOutput, LARGEST_LOGIT_SCALE, contrastive_loss};
+pub use contrastive::{
+    CLIPModel, CLIPOutput, INITIAL_LOGIT_BIAS, LARGEST_LOGIT_SCALE, SIGMOID_LOGIT_SCALE,
+    contrastive_loss, sigmoid_loss,
+};
 pub use preprocess::{FEATURE_EXTRACTOR, ImageProcessorConfig, PIXEL_MEAN, PIXEL_STD, PixelSize};
 pub use text::{CLIPTextModelWithProjection, TextOutput};
 pub use vision::{CLIPVisionModelWithProjection, VisionOutput};

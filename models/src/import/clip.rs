@@ -6,7 +6,9 @@ use autograd::{DType, Device, ParamInfo};
 use serde_json::Value;
 
 use super::{fused, renamed};
-use crate::clip::{CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, HiddenActivation};
+use crate::clip::{
+    CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, HiddenActivation, INITIAL_LOGIT_BIAS,
+};
 use crate::folder::Folder;
 use crate::model::{Loaded, Model, declare};
 use crate::weights::file::{Part, Source, Tensors, WeightFile};
@@ -81,7 +83,7 @@ fn source(info: &ParamInfo, text_prefix: &str) -> Source {
     };
     let name = info.name.as_str();
     match name {
-        "logit_scale" => return Source::whole(name),
+        "logit_scale" | "logit_bias" => return Source::whole(name),
         "text_projection.weight" => return transposed(format!("{text_prefix}text_projection")),
         "visual_projection.weight" => return transposed("visual.proj".into()),
         _ => {}
@@ -309,6 +311,8 @@ fn configuration(
         projection_dim: extent("visual.proj", 1)?,
         text_config: text,
         vision_config: vision,
+        // A model that was trained by SigLIP's loss; the file says where it got to.
+        logit_bias_init_value: tensors.has("logit_bias").then_some(INITIAL_LOGIT_BIAS),
         ..CLIPConfig::default()
     })
 }

@@ -4,11 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use autograd::{ParamLayout, Params, Tape, Tensor};
-use models::clip::{CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig};
+use models::clip::{
+    CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, INITIAL_LOGIT_BIAS,
+    SIGMOID_LOGIT_SCALE,
+};
 use models::tokenizer::Tokenizer;
 use models::{Model, declare};
 
 use super::{Loss, Numbers, Stage, frozen, given, load_component, save_component, source};
+use crate::config::ContrastiveLoss;
 use crate::data::{Dataset, Loader, bpe};
 use crate::interrupt::Interrupt;
 use crate::picture::Picture;
@@ -62,7 +66,14 @@ fn tokenizer(config: &config::Clip, dataset: &Dataset) -> Result<Tokenizer> {
 }
 
 fn architecture(config: &config::Clip, tokenizer: &Tokenizer) -> CLIPConfig {
+    let own = CLIPConfig::default();
+    let (logit_scale, logit_bias) = match config.loss {
+        ContrastiveLoss::Softmax => (own.logit_scale_init_value, None),
+        ContrastiveLoss::Sigmoid => (SIGMOID_LOGIT_SCALE, Some(INITIAL_LOGIT_BIAS)),
+    };
     CLIPConfig {
+        logit_scale_init_value: logit_scale,
+        logit_bias_init_value: logit_bias,
         text_config: CLIPTextConfig {
             vocab_size: tokenizer.vocab_size(),
             hidden_size: config.projection_dim,
@@ -87,7 +98,7 @@ fn architecture(config: &config::Clip, tokenizer: &Tokenizer) -> CLIPConfig {
             ..CLIPVisionConfig::default()
         },
         projection_dim: config.projection_dim,
-        ..CLIPConfig::default()
+        ..own
     }
 }
 
