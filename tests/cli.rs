@@ -465,3 +465,58 @@ fn a_component_can_be_probed() {
     let said = refused(&probe(&["--list"]), 2);
     assert!(said.contains("no safetensors file"), "{said}");
 }
+
+#[test]
+fn a_clip_is_trained_by_either_loss_and_measured() {
+    let dir = workspace();
+    let run = |arguments: &[&str]| unclip(dir.path(), arguments);
+    let classes = r#"{"circle": ["a circle", "a round shape"], "square": ["a square"], "triangle": ["a triangle"]}"#;
+    fs::write(dir.path().join("classes.json"), classes).unwrap();
+    for loss in ["softmax", "sigmoid"] {
+        let (loss_is, output) = (format!("loss={loss}"), format!("output_dir={loss}"));
+        succeeded(&run(&["train", "clip.toml", &loss_is, &output]));
+        let said = succeeded(&run(&[
+            "eval-clip",
+            loss,
+            "--data",
+            "data",
+            "--classes",
+            "classes.json",
+            "-o",
+            "report.json",
+        ]));
+        assert!(said.contains("12 pairs"), "{said}");
+        assert!(
+            said.contains("text to picture") && said.contains("picture to text"),
+            "{said}"
+        );
+        let report = fs::read(dir.path().join("report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        for way in ["text_to_image", "image_to_text"] {
+            let recall = report["retrieval"][way].as_array().unwrap();
+            let recall: Vec<f64> = recall.iter().map(|v| v.as_f64().unwrap()).collect();
+            assert!(recall.is_sorted() && recall[2] <= 1.0, "{recall:?}");
+        }
+        let zero_shot = &report["zero_shot"];
+        let counted = ["pictures", "without_class"].map(|key| zero_shot[key].as_u64().unwrap());
+        assert_eq!(counted.iter().sum::<u64>(), 12);
+        let config = fs::read_to_string(dir.path().join(loss).join("model/clip/config.json"));
+        assert_eq!(
+            config.unwrap().contains("logit_bias_init_value"),
+            loss == "sigmoid"
+        );
+    }
+    let said = refused(&run(&["train", "clip.toml", "loss=hinge"]), 2);
+    assert!(said.contains("hinge"), "{said}");
+    fs::write(dir.path().join("classes.json"), r#"{"circle": "a circle"}"#).unwrap();
+    let few = [
+        "eval-clip",
+        "softmax",
+        "--data",
+        "data",
+        "--classes",
+        "classes.json",
+    ];
+    let said = refused(&run(&few), 2);
+    assert!(said.contains("must hold {\"class\""), "{said}");
+}

@@ -4,6 +4,7 @@
 pub mod assemble;
 pub mod checkpoint;
 pub mod cli;
+pub mod clip_eval;
 pub mod config;
 pub mod data;
 pub mod demo;

@@ -8,6 +8,7 @@ mod demo;
 mod device;
 mod doctor;
 mod eval;
+mod eval_clip;
 mod import;
 mod kernels;
 mod model;
@@ -57,6 +58,7 @@ enum Command {
     #[command(subcommand)]
     Import(import::Command),
     Eval(eval::Eval),
+    EvalClip(eval_clip::EvalClip),
     #[command(subcommand)]
     Data(data::Command),
     Probe(probe::Probe),
@@ -101,6 +103,7 @@ fn run(Arguments { device, command }: Arguments) -> Result<()> {
         Command::Model(command) => command.run(),
         Command::Import(command) => command.run(),
         Command::Eval(eval) => eval.run(device.device()?),
+        Command::EvalClip(eval) => eval.run(device.device()?),
         Command::Data(command) => command.run(),
         Command::Probe(probe) => probe.run(device),
         Command::Kernels(command) => command.run(device),

@@ -243,6 +243,16 @@ impl Dataset {
         }))
     }
 
+    /// The caption of a sample and its picture's file.
+    ///
+    /// # Errors
+    /// As [`Dataset::fetch`].
+    pub fn sample(&self, index: u64) -> Result<std::result::Result<(String, Vec<u8>), String>> {
+        let image = self.read(&self.index.entries[index as usize].image)?;
+        let caption = self.caption(index)?;
+        Ok(image.and_then(|image| Ok((caption?, image))))
+    }
+
     /// At most `limit` captions, spread over the whole set: what a tokenizer is trained on.
     ///
     /// # Errors

@@ -94,8 +94,19 @@ impl FrozenClip {
     /// # Shapes
     /// images [n, resolution, resolution, 3] → [n, d]
     pub fn images(&self, images: &[u8], resolution: usize) -> Result<Tensor> {
+        self.pictures(&normalised(&source::shrunk(
+            images,
+            resolution,
+            self.image_size(),
+        ))?)
+    }
+
+    /// On the host, wherever the CLIP is.
+    ///
+    /// # Shapes
+    /// pixels [n, image_size, image_size, 3] on CLIP's scale → [n, d]
+    pub fn pictures(&self, pixels: &Tensor) -> Result<Tensor> {
         let t = Tape::inference(Some(&self.clip.params));
-        let pixels = normalised(&source::shrunk(images, resolution, self.image_size()))?;
         let pixels = t.constant(pixels.to_device(t.device())?);
         let out = self.clip.model.vision(&t, &pixels)?;
         Ok(out.image_embeds.tensor().to_host()?)
