@@ -135,8 +135,8 @@ fn without_a_gpu_cuda_fails_in_one_sentence_and_everything_else_works() {
         &["--device", "auto", "train", "clip.toml"],
     ));
     let simulated = ["--device", "sim", "train", "clip.toml", "output_dir=sim"];
-    let said = refused(&unclip(dir.path(), &simulated), 2);
-    assert!(said.contains("muon"), "{said}");
+    succeeded(&unclip(dir.path(), &simulated));
+    assert!(dir.path().join("sim/model/clip/config.json").is_file());
 }
 
 #[test]
