@@ -1,38 +1,12 @@
 //! The command line from outside: every bad input ends with one clear sentence, the right exit code, and nothing lost.
 
+mod command;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-fn unclip(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_unclip"))
-        .args(arguments)
-        .current_dir(dir)
-        .env("RUST_BACKTRACE", "0")
-        // The same on a machine that has a GPU: none is found.
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .output()
-        .unwrap()
-}
-
-/// The one sentence that a command fails with.
-#[track_caller]
-fn refused(output: &Output, code: i32) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(
-        !said.contains("panicked") && !said.contains("backtrace"),
-        "{said}"
-    );
-    said
-}
-
-#[track_caller]
-fn succeeded(output: &Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use command::{refused, succeeded, unclip};
 
 const CLIP: &str = r#"
 stage = "clip"

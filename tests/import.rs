@@ -1,40 +1,17 @@
 //! `unclip import` from outside: other projects' files become a directory that draws, and what does not fit is said all at
 //! once.
 
+mod command;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use models::clip::CLIPModel;
 use models::{Loaded, weights};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use tensor::{DType, Device};
 
-fn unclip(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_unclip"))
-        .args(arguments)
-        .current_dir(dir)
-        .env("RUST_BACKTRACE", "0")
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .output()
-        .unwrap()
-}
-
-#[track_caller]
-fn succeeded(output: &Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a command fails with.
-#[track_caller]
-fn refused(output: &Output, code: i32) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    said
-}
+use command::{refused, succeeded, unclip};
 
 /// The numbers of a tensor: different everywhere, and small.
 fn numbers(shape: &[usize]) -> Vec<f32> {

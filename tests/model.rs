@@ -1,34 +1,10 @@
 //! `unclip model` from outside: a new model draws, and what is in it is said.
 
+mod command;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
 
-fn unclip(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_unclip"))
-        .args(arguments)
-        .current_dir(dir)
-        .env("RUST_BACKTRACE", "0")
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .output()
-        .unwrap()
-}
-
-#[track_caller]
-fn succeeded(output: &Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// The one sentence that a command fails with.
-#[track_caller]
-fn refused(output: &Output, code: i32) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    said
-}
+use command::{refused, succeeded, unclip};
 
 /// The words of a line of the table.
 #[track_caller]

@@ -1,48 +1,46 @@
 //! The weights that the program carries: they draw what is asked for, from any directory, with nothing else at hand.
 
+mod command;
+
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use command::{refused, succeeded, unclip};
 use serde_json::Value;
-
-fn unclip(dir: &Path, arguments: &[&str]) {
-    let output = Command::new(env!("CARGO_BIN_EXE_unclip"))
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-}
+use train::data::shapes::{Background, Color, Object, Scene, Shape, Size};
+use train::judge;
 
 #[test]
 fn a_prompt_is_drawn_from_an_empty_directory() {
     let dir = tempfile::tempdir().unwrap();
     let prompt = "a large yellow star on a black background";
-    unclip(dir.path(), &["generate", "-p", prompt]);
+    succeeded(&unclip(dir.path(), &["generate", "-p", prompt]));
     let picture = image::open(dir.path().join("unclip.png"))
         .unwrap()
         .to_rgb8();
-    let near = |pixel: &image::Rgb<u8>, colour: [u8; 3]| {
-        let differences = pixel.0.iter().zip(colour).map(|(a, b)| a.abs_diff(b));
-        differences.max() <= Some(40)
+    let asked = Scene {
+        background: Background::Black,
+        first: Object {
+            size: Size::Large,
+            color: Color::Yellow,
+            shape: Shape::Star,
+        },
+        second: None,
     };
-    let share = |colour| {
-        let like = picture.pixels().filter(|pixel| near(pixel, colour));
-        like.count() as f64 / f64::from(picture.width() * picture.height())
-    };
-    // A star whose points lie on a circle of 0.45 of the side across covers about 0.06 to 0.1 of the picture.
-    let (yellow, black) = (share([240, 210, 40]), share([0, 0, 0]));
-    assert!(yellow > 0.03 && yellow < 0.15, "{yellow} is yellow");
-    assert!(black > 0.8, "{black} is black");
+    let read = judge::read(picture.as_raw(), picture.width() as usize);
+    assert!(judge::grade(&read, &asked).all, "{read:?}");
+
+    let nothing = ["generate", "-p", "", "-o", "never.png"];
+    refused(&unclip(dir.path(), &nothing), 2);
+    assert!(!dir.path().join("never.png").exists());
 }
 
 /// The committed table is true of the bytes in the program: fewer prompts, each share within three standard errors.
 #[test]
 fn pictures_are_as_often_right_as_the_table_says() {
     let dir = tempfile::tempdir().unwrap();
-    unclip(dir.path(), &["eval", "--prompts", "25", "-o", "eval.json"]);
+    let question = ["eval", "--prompts", "25", "-o", "eval.json"];
+    succeeded(&unclip(dir.path(), &question));
     let rows = |path: &Path| -> Vec<Value> {
         let table: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         table["rows"].as_array().unwrap().clone()
